@@ -1,0 +1,68 @@
+"""The `ragwright` command: one file per command, imported only when that command runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from api.packaging import foreign_packages
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("api.cli.run:run", "Run a workflow and print its answer."),
+    "workflows": ("api.cli.workflows:workflows", "List, draw and validate workflows."),
+    "generate": ("api.cli.generate:generate", "Generate text with the local engine."),
+    "index": ("api.cli.index:index", "Build, extend and search an index of documents."),
+    "models": ("api.cli.models:models", "List and fetch models."),
+    "bench": ("api.cli.bench:bench", "Measure speed against named peers."),
+    "schema": ("api.cli.workflows:schema", "Print the JSON Schema of the workflow format."),
+}
+"""Name -> (module:attribute, one-line help); help stands here so that --help imports nothing."""
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command; None if there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command list from the table, without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ragwright")
+def cli() -> None:
+    """Agentic RAG and reasoning workflows over your own documents, on your own machine."""
+
+
+def main() -> None:
+    """Run the command line; errors become one line on standard error and an exit status.
+
+    Exit status: 0 completed, 1 the run failed, 2 bad input.
+    """
+    if message := foreign_packages():
+        click.echo(f"ragwright: {message}", err=True)
+        sys.exit(2)
+    try:
+        cli(prog_name="ragwright")
+    except Exception as error:
+        from api.errors import exit_status
+
+        status = exit_status(error)
+        if status is None:
+            raise
+        click.echo(f"ragwright: {error}", err=True)
+        sys.exit(status)

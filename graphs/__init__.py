@@ -1,0 +1,1 @@
+"""Knowledge graphs: stores, entity linking, neighbour expansion, multi-hop paths."""

@@ -1,0 +1,123 @@
+"""The engine contract, what an engine can do, and the table of engines.
+
+Configurations are light pydantic models so that a workflow can be validated without loading
+torch; `open()` does the loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from inference.requests import Chunk, Output, Request, Score
+
+
+class Capability(StrEnum):
+    """Something a workflow node may need from its engine."""
+
+    CHAT = "chat"
+    STREAM = "stream"
+    SCORE = "score"
+    SEED = "seed"
+    PREFIX_REUSE = "prefix_reuse"
+    ABORT = "abort"
+    LOGITS = "logits"
+    HIDDEN_STATES = "hidden_states"
+    ATTENTION_WEIGHTS = "attention_weights"
+    TREE_MASK = "tree_mask"
+    LORA = "lora"
+    GRAMMAR = "grammar"
+    KV_POLICY = "kv_policy"
+    LOGPROBS = "logprobs"
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Turns requests into outputs; every method may be called from any thread."""
+
+    @property
+    def model(self) -> str:
+        """Name or path the model was resolved from."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this engine can do."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Outputs in the order of the requests; one bad request refuses all, computing none."""
+        ...
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Chunks as they are produced; closing the iterator aborts the request."""
+        ...
+
+    def score(self, request: Request, continuations: Sequence[str | Sequence[int]]) -> list[Score]:
+        """Log-probabilities of each continuation after the request's prompt."""
+        ...
+
+    def count_tokens(self, request: Request) -> int:
+        """Number of prompt tokens the request will cost."""
+        ...
+
+    def abort(self, request_id: str) -> bool:
+        """Stop a running request at its next step; False if it is not running."""
+        ...
+
+    def close(self) -> None:
+        """Release the model and its caches."""
+        ...
+
+
+class EngineConfig(BaseModel):
+    """Options of one engine as they stand in a workflow file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provides: ClassVar[frozenset[Capability]] = frozenset()
+    """Capabilities known before the engine is opened."""
+
+    def open(self) -> Engine:
+        """Load the model; slow."""
+        raise TypeError(f"{type(self).__name__} does not say how to open its engine")
+
+
+class NativeConfig(EngineConfig):
+    """The engine of this project: transformers models under an own decode loop."""
+
+    model: str = "default"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    prefix_cache_bytes: int = 512 * 2**20
+
+    provides = frozenset(
+        {
+            Capability.CHAT,
+            Capability.STREAM,
+            Capability.SCORE,
+            Capability.SEED,
+            Capability.PREFIX_REUSE,
+            Capability.ABORT,
+        }
+    )
+
+    def open(self) -> Engine:
+        """Resolve the model (fetching it if needed) and load it."""
+        from inference.native.engine import NativeEngine
+
+        return NativeEngine.from_config(self)
+
+
+ENGINES: dict[str, type[EngineConfig]] = {
+    "native": NativeConfig,
+}

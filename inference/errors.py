@@ -1,0 +1,31 @@
+"""Errors of the inference layer; each names the value, the place and the remedy."""
+
+
+class InferenceError(Exception):
+    """Something failed while loading a model or decoding; `code` is stable for programs."""
+
+    code = "inference_error"
+
+
+class InferenceInputError(InferenceError):
+    """The caller asked for something that cannot be done; nothing was computed."""
+
+    code = "bad_input"
+
+
+class UnknownName(InferenceInputError):
+    """A model, engine or option name that no table holds."""
+
+    code = "unknown_name"
+
+
+class PromptTooLong(InferenceInputError):
+    """The prompt does not fit the context and the request does not allow truncation."""
+
+    code = "prompt_too_long"
+
+
+class ModelUnavailable(InferenceError):
+    """A model could not be fetched, verified or converted."""
+
+    code = "model_unavailable"

@@ -1,0 +1,183 @@
+"""The data that crosses the engine's door: requests, sampling, outputs, statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import uuid4
+
+from inference.budget import Usage
+from inference.errors import InferenceInputError
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    """The model emitted an end-of-sequence token."""
+    STOP_STRING = "stop_string"
+    """A stop string of the request appeared in the text."""
+    LENGTH = "length"
+    """`max_tokens` were produced or the context is full."""
+    ABORTED = "aborted"
+    """`Engine.abort` was called for this request."""
+    DEADLINE = "deadline"
+    """The request's `seconds` ran out; the text so far is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; temperature 0 is greedy and ignores the filters.
+
+    The order is: repetition penalty, temperature, top-k, top-p, min-p. A seed makes the draw
+    for a position a function of (seed, position) only, so batching cannot change it.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            (
+                "temperature",
+                math.isfinite(self.temperature) and self.temperature >= 0,
+                "finite and >= 0",
+            ),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or left out"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            (
+                "repetition_penalty",
+                math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
+                "finite and > 0 (1 means none)",
+            ),
+            ("seed", self.seed is None or 0 <= self.seed < 2**64, "in [0, 2**64)"),
+            ("stop", all(self.stop), "made of non-empty strings"),
+        )
+        for name, fine, rule in checks:
+            if not fine:
+                raise InferenceInputError(
+                    f"sampling parameter {name}={getattr(self, name)!r} must be {rule}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation: exactly one of `prompt`, `messages` and `token_ids` is given.
+
+    `messages` go through the model's chat template; `prompt` is tokenised as it stands;
+    `token_ids` are used untouched. `truncate="left"` allows dropping the oldest prompt tokens
+    when the prompt is longer than the context; the default refuses (`PromptTooLong`).
+    `seconds` is a deadline for the whole request.
+    """
+
+    prompt: str | None = None
+    messages: Sequence[Message] | None = None
+    token_ids: Sequence[int] | None = None
+    sampling: SamplingParams = SamplingParams()
+    id: str = field(default_factory=lambda: uuid4().hex)
+    truncate: Literal["never", "left"] = "never"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise InferenceInputError(
+                f"request {self.id!r} gives {given or 'nothing'}; "
+                "give exactly one of prompt, messages, token_ids"
+            )
+        if not getattr(self, given[0]):
+            raise InferenceInputError(f"request {self.id!r} has an empty {given[0]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one generation cost inside the engine.
+
+    `peak_kv_bytes` is measured from the cache tensors; `idealized_seconds` is None where no
+    runtime model was fitted; `truncated_tokens` counts prompt tokens dropped on request.
+    """
+
+    forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    peak_kv_bytes: int = 0
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    idealized_seconds: float | None = None
+    truncated_tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON object with one key per field."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A finished generation; `text` excludes the stop string, `token_ids` are all produced ids.
+
+    `usage.completion_tokens == len(token_ids)`.
+    """
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    stats: Stats
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `ragwright generate --json` prints for this output."""
+        return {
+            "id": self.id,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason.value,
+            "usage": self.usage.to_dict(),
+            "stats": self.stats.to_dict(),
+            **({"notes": dict(self.notes)} if self.notes else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed generation: whole UTF-8 characters, never part of a stop string.
+
+    The last chunk of a stream carries the complete `output`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    output: Output | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Natural-log probabilities of a given continuation, one per continuation token."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole continuation."""
+        return math.fsum(self.logprobs)
