@@ -1,0 +1,64 @@
+# Every target sets up what it needs, so each of them works on a bare clone.
+# Overridable: PYTHON (interpreter, 3.11 or later), EXTRAS (cpu or gpu), CONSTRAINTS (pinned
+# versions). Paths are relative, so the clone may lie in a folder with spaces in its name.
+
+PYTHON ?= python3
+EXTRAS ?= cpu
+CONSTRAINTS ?= constraints.txt
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install models demo test check bench serve tools
+
+help:
+	@echo 'make demo      install, fetch the models, answer a question over data/corpus'
+	@echo 'make test      install, fetch the models, run the test suite'
+	@echo 'make check     formatting, lint, types, import order'
+	@echo 'make bench     measure speed against the libraries underneath'
+	@echo 'make install   only create $(VENV) and install everything pinned'
+	@echo 'make models    only fetch the embedded models'
+	@echo 'Variables: PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) CONSTRAINTS=$(CONSTRAINTS)'
+
+tools:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo 'make: no "$(PYTHON)" found; install Python 3.11 or later, or name one: make PYTHON=/path/to/python3' >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'make: "$(PYTHON)" is' "$$("$(PYTHON)" --version 2>&1);" 'Python 3.11 or later is needed; name one: make PYTHON=/path/to/python3' >&2; exit 2; }
+	@command -v "$(CC)" >/dev/null || { \
+	  echo 'make: no C compiler "$(CC)" found; install one (gcc or clang), or name it: make CC=/path/to/cc' >&2; exit 2; }
+
+# The pinned setuptools builds the package too: no second, unpinned copy is fetched for that.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) | tools
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" setuptools
+	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" --no-build-isolation -e '.[$(EXTRAS),dev]'
+	@touch "$@"
+
+install: $(INSTALLED)
+
+models: install
+	$(BIN)/ragwright models pull default
+	$(BIN)/ragwright models pull minilm
+
+# The question is the row of data/questions.jsonl that is marked "demo": true.
+demo: models
+	@question=$$($(BIN)/python -c 'import json; rows = map(json.loads, open("data/questions.jsonl", encoding="utf-8")); print(next(row["question"] for row in rows if row.get("demo")))') && \
+	set -x && $(BIN)/ragwright run auto_rag --docs data/corpus --question "$$question"
+
+test: models
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/house/test_import_order.py
+
+bench: models
+	$(BIN)/ragwright bench retrieval workflow
+
+serve:
+	@echo 'make: the HTTP service is not part of this version; run workflows with: ragwright run' >&2; exit 2
