@@ -41,3 +41,18 @@ class InvalidWorkflow(WorkflowInputError):
         self.file = file
         self.faults = sorted(faults)
         super().__init__("; ".join(f"{file}:{f.line}:{f.column}: {f.message}" for f in self.faults))
+
+
+class ExpressionError(WorkflowError):
+    """An expression that cannot be read, or whose values do not fit its operators.
+
+    `offset` counts characters from the start of `text`, the expression as it stands in the file.
+    """
+
+    code = "expression_error"
+
+    def __init__(self, problem: str, *, text: str = "", offset: int = 0) -> None:
+        self.problem = problem
+        self.text = text
+        self.offset = offset
+        super().__init__(f"{problem} (in the expression {text!r})" if text else problem)
