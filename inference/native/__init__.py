@@ -1,0 +1,1 @@
+"""The engine of this project: transformers models under an own decode loop."""
