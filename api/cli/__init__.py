@@ -7,8 +7,6 @@ import sys
 
 import click
 
-from api.packaging import foreign_packages
-
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("api.cli.run:run", "Run a workflow and print its answer."),
     "workflows": ("api.cli.workflows:workflows", "List, draw and validate workflows."),
@@ -53,9 +51,6 @@ def main() -> None:
 
     Exit status: 0 completed, 1 the run failed, 2 bad input.
     """
-    if message := foreign_packages():
-        click.echo(f"ragwright: {message}", err=True)
-        sys.exit(2)
     try:
         cli(prog_name="ragwright")
     except Exception as error:
