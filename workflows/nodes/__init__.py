@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+from workflows.nodes.auto_rag import (
+    AutoRAGClose,
+    AutoRAGConclude,
+    AutoRAGOpen,
+    AutoRAGRead,
+    AutoRAGRecall,
+    AutoRAGTurn,
+)
 from workflows.nodes.base import Node
+from workflows.nodes.basic import CallWorkflow, Generate, Retrieve, Set
+from workflows.nodes.reader import ReaderAnswer
 
-NODES: dict[str, type[Node]] = {}
+NODES: dict[str, type[Node]] = {
+    "set": Set,
+    "retrieve": Retrieve,
+    "generate": Generate,
+    "workflow": CallWorkflow,
+    "reader.answer": ReaderAnswer,
+    "auto_rag.open": AutoRAGOpen,
+    "auto_rag.turn": AutoRAGTurn,
+    "auto_rag.read": AutoRAGRead,
+    "auto_rag.recall": AutoRAGRecall,
+    "auto_rag.close": AutoRAGClose,
+    "auto_rag.conclude": AutoRAGConclude,
+}

@@ -77,6 +77,11 @@ class Node(BaseModel):
     needs: ClassVar[frozenset[Capability]] = frozenset()
     """Capabilities the node's engine must have."""
 
+    @classmethod
+    def written(cls, options: Mapping[str, Any]) -> frozenset[str]:
+        """State keys that a node with these options writes, before renaming by `save`."""
+        return frozenset(cls.writes)
+
     async def run(self, state: State, context: NodeContext) -> dict[str, Any]:
         """Return the keys of `writes` that change."""
         raise TypeError(f"{type(self).__name__} has no run method")

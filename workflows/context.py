@@ -1,0 +1,133 @@
+"""What a node sees of its run: engine, retriever, ledger, under the run's budget."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from inference import Capability, Engine, Message, Output, Request, SamplingParams, Usage
+from retrieval import Hit
+from workflows.events import TextDelta
+
+if TYPE_CHECKING:
+    from workflows.scope import Scope
+
+DEFAULT_MAX_TOKENS = 256
+
+
+class StepContext:
+    """One execution of one node; implements `workflows.nodes.base.NodeContext`."""
+
+    __slots__ = ("calls", "node", "notes", "sampling", "scope", "task", "usage")
+
+    def __init__(self, scope: Scope, node: str, task: str, sampling: Mapping[str, Any]) -> None:
+        self.scope = scope
+        self.node = node
+        self.task = task
+        self.sampling = sampling
+        self.usage = Usage()
+        self.notes: dict[str, Any] = {}
+        self.calls = 0
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The inputs of the workflow."""
+        return self.scope.inputs
+
+    @property
+    def has_retriever(self) -> bool:
+        """True if the workflow has the retriever resource that this node names."""
+        return self.scope.spec.nodes[self.node].retriever in self.scope.resources.retrievers
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the step's record in the trace."""
+        self.notes.update(facts)
+
+    async def generate(
+        self,
+        prompt: Sequence[Message] | str,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Output:
+        """One generation, cut to what the run's budget leaves.
+
+        Raises BudgetExhausted when the prompt alone is more than what is left.
+        """
+        engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
+        params = self._params(max_tokens, stop)
+        self.calls += 1
+        request = Request(
+            prompt=prompt if isinstance(prompt, str) else None,
+            messages=None if isinstance(prompt, str) else list(prompt),
+            sampling=params,
+            seconds=self.scope.meter.seconds_left(),
+        )
+        if self.scope.meter.tokens_left() is not None:
+            room = self.scope.meter.require_tokens(engine.count_tokens(request))
+            if room is not None and room < params.max_tokens:
+                request = replace(request, sampling=replace(params, max_tokens=room))
+                self.note(max_tokens_cut_by_budget=room)
+        output = await self._run(engine, request)
+        self._charge(output.usage)
+        return output
+
+    def _params(self, max_tokens: int | None, stop: Sequence[str]) -> SamplingParams:
+        given = {name: value for name, value in self.sampling.items() if value is not None}
+        given.setdefault("max_tokens", max_tokens or DEFAULT_MAX_TOKENS)
+        given["stop"] = (*given.get("stop", ()), *stop)
+        given.setdefault("seed", self._seed())
+        return SamplingParams(**given)
+
+    def _seed(self) -> int:
+        """A seed of its own for every generation of the run, the same when the run is replayed."""
+        origin = f"{self.scope.seed}/{self.scope.path}{self.task}/{self.calls}"
+        return int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8], "big")
+
+    async def _run(self, engine: Engine, request: Request) -> Output:
+        try:
+            if self.scope.stream_text and Capability.STREAM in engine.capabilities:
+                return await self._stream(engine, request)
+            return (await asyncio.to_thread(engine.generate, [request]))[0]
+        except asyncio.CancelledError:
+            engine.abort(request.id)
+            raise
+
+    async def _stream(self, engine: Engine, request: Request) -> Output:
+        output = None
+        async for chunk in engine.stream(request):
+            if chunk.text:
+                self.scope.emit(TextDelta(self.scope.path + self.node, chunk.text))
+            output = chunk.output or output
+        assert output is not None, "the last chunk of a stream carries the output"
+        return output
+
+    async def search(
+        self,
+        queries: Sequence[str],
+        k: int | None = None,
+        *,
+        exclude: Sequence[str] = (),
+        where: Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        """Hits per query from the node's retriever; raises BudgetExhausted beyond the budget."""
+        name = self.scope.spec.nodes[self.node].retriever
+        retriever = await self.scope.resources.retriever(name)
+        self.scope.meter.require_retrievals(len(queries))
+        depth = k if k is not None else self.scope.resources.retrievers[name].k
+        hits = await asyncio.to_thread(
+            retriever.search, list(queries), depth, exclude=list(exclude), where=where
+        )
+        self._charge(Usage(retrievals=len(queries)))
+        return hits
+
+    async def call_workflow(self, workflow: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs of the sub-workflow that this node was given when the file was loaded."""
+        return await self.scope.call_child(self.node, self.task, inputs)
+
+    def _charge(self, usage: Usage) -> None:
+        self.usage = self.usage + usage
+        self.scope.meter.charge(usage)

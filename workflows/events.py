@@ -1,0 +1,103 @@
+"""What a run tells while it runs: typed events, and the sinks that receive them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from inference import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events; `type` is the name under which it stands in a trace."""
+
+    type: ClassVar[str] = "event"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON object for a trace line."""
+        facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {"type": self.type, **{k: v for k, v in facts.items() if v is not None}}
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """A run begins, or goes on after an interruption (`resumed`)."""
+
+    type: ClassVar[str] = "run_started"
+    run_id: str
+    workflow: str
+    inputs: Mapping[str, Any]
+    seed: int
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted(Event):
+    """A node begins; `task` identifies this execution in the checkpoint."""
+
+    type: ClassVar[str] = "step_started"
+    node: str
+    kind: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta(Event):
+    """Text just produced by a generating node (only when a sink asks for it)."""
+
+    type: ClassVar[str] = "text_delta"
+    node: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished(Event):
+    """A node ended: what it cost, what it noted, and the error if it failed.
+
+    `started_at` is seconds since the epoch, `seconds` the node's wall time, `elapsed` the active
+    time of the whole run up to here (interruptions excluded). `usage` is this step's own: the
+    steps of a sub-workflow have records of their own, so that all steps add up to the run.
+    """
+
+    type: ClassVar[str] = "step_finished"
+    node: str
+    kind: str
+    task: str
+    started_at: float
+    seconds: float
+    elapsed: float
+    usage: Usage
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON object; absent where empty: notes, error."""
+        record: dict[str, Any] = {
+            "type": self.type,
+            "node": self.node,
+            "kind": self.kind,
+            "task": self.task,
+            "started_at": self.started_at,
+            "seconds": self.seconds,
+            "elapsed": self.elapsed,
+            "usage": self.usage.to_dict(),
+        }
+        if self.notes:
+            record["notes"] = dict(self.notes)
+        if self.error is not None:
+            record["error"] = dict(self.error)
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished(Event):
+    """A run ended; `result` is the object that `ragwright run --json` prints."""
+
+    type: ClassVar[str] = "run_finished"
+    result: Mapping[str, Any]
+
+
+Sink = Callable[[Event], None]
+"""Receives every event of a run, in order, in the run's own thread; must be quick."""

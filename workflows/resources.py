@@ -1,0 +1,127 @@
+"""Engines and retrievers of a workflow: configured from the file, opened once, shared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from inference import Engine, EngineConfig
+from inference.engine import ENGINES
+from retrieval import Retriever, RetrieverConfig
+from retrieval.table import RETRIEVERS
+from workflows.errors import WorkflowInputError
+from workflows.schema import ResourceSpec, WorkflowSpec
+
+
+class ResourcePool:
+    """Opens every engine and retriever at most once per process and closes them together.
+
+    Resources with equal options are the same object, so that two workflows, or a workflow and
+    its sub-workflows, share one loaded model and its prefix cache.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[Any, ...], Any] = {}
+        self._locks: dict[tuple[Any, ...], asyncio.Lock] = {}
+
+    async def engine(self, config: EngineConfig) -> Engine:
+        """The engine of this configuration, loaded on first use."""
+        engine: Engine = await self._once((type(config), config), config.open)
+        return engine
+
+    async def retriever(self, config: RetrieverConfig, index: Path) -> Retriever:
+        """The retriever of this configuration over an index folder, opened on first use."""
+        key = (type(config), config, index)
+        retriever: Retriever = await self._once(key, lambda: config.open(index))
+        return retriever
+
+    def adopt(self, config: EngineConfig, engine: Engine) -> None:
+        """Use an engine that is already open for this configuration."""
+        self._opened[(type(config), config)] = engine
+
+    async def _once(self, key: tuple[Any, ...], opener: Any) -> Any:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if key not in self._opened:
+                self._opened[key] = await asyncio.to_thread(opener)
+        return self._opened[key]
+
+    def close(self) -> None:
+        """Close every engine that was opened."""
+        for resource in self._opened.values():
+            if isinstance(resource, Engine):
+                resource.close()
+        self._opened.clear()
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the caller puts in place of the file's choices."""
+
+    engine: str | None = None
+    model: str | None = None
+
+
+class Resources:
+    """The resources of one workflow, by the names its nodes use."""
+
+    def __init__(
+        self,
+        spec: WorkflowSpec,
+        pool: ResourcePool,
+        *,
+        index: Path | None = None,
+        overrides: Overrides | None = None,
+    ) -> None:
+        self.pool = pool
+        self.index = index
+        self.overrides = overrides or Overrides()
+        self.engines: dict[str, EngineConfig] = {}
+        self.retrievers: dict[str, RetrieverConfig] = {}
+        for name, resource in spec.resources.items():
+            if resource.use in RETRIEVERS:
+                self.retrievers[name] = _configure(RETRIEVERS[resource.use], name, resource.options)
+            else:
+                self.engines[name] = self._engine_config(name, resource)
+        if self.retrievers and index is None:
+            raise WorkflowInputError(
+                f"workflow {spec.name!r} searches documents (resource "
+                f"{next(iter(self.retrievers))!r}); give --docs PATH or --index DIR"
+            )
+
+    def _engine_config(self, name: str, resource: ResourceSpec) -> EngineConfig:
+        use = self.overrides.engine or resource.use
+        if use not in ENGINES:
+            raise WorkflowInputError(f"unknown engine {use!r}; known: {', '.join(sorted(ENGINES))}")
+        options = resource.options if use == resource.use else {}
+        if self.overrides.model is not None:
+            options = {**options, "model": self.overrides.model}
+        return _configure(ENGINES[use], name, options)
+
+    async def engine(self, name: str) -> Engine:
+        """The engine resource of this name."""
+        return await self.pool.engine(self.engines[name])
+
+    async def retriever(self, name: str) -> Retriever:
+        """The retriever resource of this name."""
+        assert self.index is not None, "checked when the resources were configured"
+        return await self.pool.retriever(self.retrievers[name], self.index)
+
+    def for_child(self, spec: WorkflowSpec) -> Resources:
+        """The resources of a sub-workflow, over the same pool, index and overrides."""
+        return Resources(spec, self.pool, index=self.index, overrides=self.overrides)
+
+
+def _configure(config: type[Any], name: str, options: Mapping[str, Any]) -> Any:
+    try:
+        return config.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WorkflowInputError(
+            f"resource {name!r}: option {where!r}: {first['msg']} (got {first.get('input')!r})"
+        ) from None

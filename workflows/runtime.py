@@ -1,0 +1,249 @@
+"""Runs a workflow to its end, to its budget, or to an error, and says what happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.errors import GraphRecursionError, InvalidUpdateError, NodeTimeoutError
+
+from inference import Budget, InferenceError, Usage
+from retrieval import RetrievalError
+from workflows.compiler import compile_graph, initial_state
+from workflows.errors import WorkflowError
+from workflows.events import Event, RunFinished, RunStarted, Sink, StepFinished
+from workflows.expressions import Template
+from workflows.loading import Workflow
+from workflows.meter import BudgetExhausted, Meter
+from workflows.resources import Overrides, Resources
+from workflows.scope import Scope, budget_of
+
+
+class RunStatus(StrEnum):
+    """How a run stands."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """Stopped by its budget with a partial result; it can be resumed."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run produced, step by step, and what it cost."""
+
+    run_id: str
+    workflow: str
+    status: RunStatus
+    outputs: dict[str, Any]
+    steps: list[dict[str, Any]]
+    usage: dict[str, int | float]
+    error: dict[str, str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `ragwright run --json` prints."""
+        return {
+            "run_id": self.run_id,
+            "workflow": self.workflow,
+            "status": self.status.value,
+            "outputs": self.outputs,
+            "steps": self.steps,
+            "usage": self.usage,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class Past:
+    """What earlier attempts of a resumed run did: their step records and active seconds."""
+
+    steps: Sequence[Mapping[str, Any]] = ()
+    seconds: float = 0.0
+
+    @property
+    def usage(self) -> Usage:
+        """Sum over the steps."""
+        return sum((Usage(**step["usage"]) for step in self.steps), Usage())
+
+
+@dataclass
+class RunOptions:
+    """How to run: identity, randomness, limits, listeners."""
+
+    run_id: str
+    seed: int = 0
+    budget: Budget | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+    sinks: Sequence[Sink] = ()
+    stream_text: bool = False
+    past: Past | None = None
+
+
+async def execute(
+    workflow: Workflow,
+    inputs: Mapping[str, Any],
+    resources: Resources,
+    options: RunOptions,
+    saver: BaseCheckpointSaver[Any] | None = None,
+) -> RunResult:
+    """Run a workflow; a failing run is a result with an error, not an exception.
+
+    With a saver every finished superstep is on disk before the next begins; `options.past` says
+    that the run goes on from there.
+    """
+    run = _Run(workflow, inputs, resources, options)
+    status, error = RunStatus.COMPLETED, None
+    state: Mapping[str, Any] = {}
+    try:
+        state = await run.to_the_end(saver)
+    except BudgetExhausted as caught:
+        status, error = RunStatus.INTERRUPTED, _error(caught)
+    except asyncio.CancelledError:
+        status, error = RunStatus.CANCELLED, {"code": "cancelled", "message": "cancelled"}
+    except GraphRecursionError:
+        limit = workflow.spec.limits.steps
+        message = f"the graph did not end within {limit} steps; raise limits.steps or mend its loop"
+        status, error = RunStatus.FAILED, {"code": "step_limit", "message": message}
+    except NodeTimeoutError as caught:
+        status, error = RunStatus.FAILED, {"code": "timeout", "message": str(caught)}
+    except (WorkflowError, InferenceError, RetrievalError, InvalidUpdateError) as caught:
+        status, error = RunStatus.FAILED, _error(caught)
+    return run.finish(status, state or run.scope.last_state, error)
+
+
+async def stream(
+    workflow: Workflow,
+    inputs: Mapping[str, Any],
+    resources: Resources,
+    options: RunOptions,
+    saver: BaseCheckpointSaver[Any] | None = None,
+) -> AsyncIterator[Event]:
+    """The events of a run as they happen; the last one is RunFinished. Closing it cancels."""
+    queue: asyncio.Queue[Event] = asyncio.Queue()
+    options.sinks = (*options.sinks, queue.put_nowait)
+    task = asyncio.ensure_future(execute(workflow, inputs, resources, options, saver))
+    try:
+        while True:
+            getter = asyncio.ensure_future(queue.get())
+            await asyncio.wait({getter, task}, return_when=asyncio.FIRST_COMPLETED)
+            if not getter.done():
+                getter.cancel()
+                task.result()
+                return
+            event = getter.result()
+            yield event
+            if isinstance(event, RunFinished):
+                return
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+class _Run:
+    def __init__(
+        self,
+        workflow: Workflow,
+        inputs: Mapping[str, Any],
+        resources: Resources,
+        options: RunOptions,
+    ) -> None:
+        self.workflow = workflow
+        self.options = options
+        past = options.past or Past()
+        self.steps: list[dict[str, Any]] = [dict(step) for step in past.steps]
+        budget = options.budget or budget_of(workflow, inputs)
+        self.meter = Meter(budget, spent=past.usage, spent_seconds=past.seconds)
+        self.scope = Scope(
+            workflow,
+            inputs,
+            resources,
+            self.meter,
+            seed=options.seed,
+            emit=self.emit,
+            stream_text=options.stream_text,
+        )
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, StepFinished):
+            self.steps.append(step_record(event.to_dict()))
+        for sink in self.options.sinks:
+            sink(event)
+
+    async def to_the_end(self, saver: BaseCheckpointSaver[Any] | None) -> Mapping[str, Any]:
+        graph = compile_graph(self.scope).compile(checkpointer=saver)
+        config: Any = {
+            "configurable": {"thread_id": self.options.run_id},
+            "recursion_limit": self.workflow.spec.limits.steps,
+        }
+        going_on = (
+            self.options.past is not None
+            and saver is not None
+            and await saver.aget_tuple(config) is not None
+        )
+        self.emit(
+            RunStarted(
+                self.options.run_id,
+                self.workflow.spec.name,
+                self.scope.inputs,
+                self.options.seed,
+                self.options.past is not None,
+            )
+        )
+        final: Mapping[str, Any] = await graph.ainvoke(
+            None if going_on else initial_state(self.scope),
+            config,
+            durability="sync" if saver is not None else None,
+        )
+        return final
+
+    def finish(
+        self, status: RunStatus, state: Mapping[str, Any], error: dict[str, str] | None
+    ) -> RunResult:
+        names = {"state": state, "inputs": self.scope.inputs}
+        complete = status is RunStatus.COMPLETED
+        outputs: dict[str, Any] = {}
+        for name, value in self.workflow.spec.outputs.items():
+            try:
+                outputs[name] = Template.compile(value).resolve(names)
+            except WorkflowError as caught:
+                outputs[name] = None
+                if complete:
+                    status, error = RunStatus.FAILED, _error(caught)
+        usage = self.meter.usage.to_dict() | {"seconds": round(self.meter.elapsed, 6)}
+        result = RunResult(
+            self.options.run_id,
+            self.workflow.spec.name,
+            status,
+            outputs,
+            mark_superseded(self.steps),
+            usage,
+            error,
+        )
+        self.emit(RunFinished(result.to_dict()))
+        return result
+
+
+def step_record(event: Mapping[str, Any]) -> dict[str, Any]:
+    """A step_finished event as it stands in a result: ISO time, no event type."""
+    started = datetime.fromtimestamp(event["started_at"], UTC).isoformat()
+    kept = {k: v for k, v in event.items() if k not in ("type", "elapsed")}
+    return {**kept, "started_at": started}
+
+
+def mark_superseded(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mark steps that were run again (a retry, or after a kill): spent, but without effect."""
+    last = {step["task"]: position for position, step in enumerate(steps)}
+    return [
+        dict(step) if last[step["task"]] == position else {**step, "superseded": True}
+        for position, step in enumerate(steps)
+    ]
+
+
+def _error(error: Exception) -> dict[str, str]:
+    return {"code": getattr(error, "code", "failed"), "message": str(error)}
