@@ -1,10 +1,11 @@
 # Every target sets up what it needs, so each of them works on a bare clone.
 # Overridable: PYTHON (interpreter, 3.11 or later), EXTRAS (cpu or gpu), CONSTRAINTS (pinned
-# versions). Paths are relative, so the clone may lie in a folder with spaces in its name.
+# versions). vLLM asks for older versions of some libraries, so the gpu extra has its own pins.
+# Paths are relative, so the clone may lie in a folder with spaces in its name.
 
 PYTHON ?= python3
 EXTRAS ?= cpu
-CONSTRAINTS ?= constraints.txt
+CONSTRAINTS ?= $(if $(findstring gpu,$(EXTRAS)),constraints-gpu.txt,constraints.txt)
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,0 +1,44 @@
+"""No test talks to the network: what pytest-socket leaves open is closed here.
+
+pytest-socket replaces `socket.connect` while a test runs. This audit hook also sees
+`connect_ex`, datagrams and name look-ups, from Python or C, during collection too.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from typing import Any
+
+LOOKUPS = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
+SENDS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
+
+
+class NetworkBlocked(RuntimeError):
+    """A test tried to reach an address other than loopback."""
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _block(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in LOOKUPS:
+        host = arguments[0]
+        host = host.decode() if isinstance(host, bytes) else host
+        # Reading a numeric address asks nobody; connecting to it is refused below.
+        fine = host in (None, "", "localhost") or _address(host) is not None
+    elif event in SENDS and isinstance(arguments[1], tuple):
+        host = str(arguments[1][0])
+        address = _address(host)
+        fine = host in ("", "localhost") or (address is not None and address.is_loopback)
+    else:
+        return
+    if not fine:
+        raise NetworkBlocked(f"{event} to {host!r}: tests may reach loopback only")
+
+
+sys.addaudithook(_block)
