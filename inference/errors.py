@@ -29,3 +29,9 @@ class ModelUnavailable(InferenceError):
     """A model could not be fetched, verified or converted."""
 
     code = "model_unavailable"
+
+
+class NoChatTemplate(InferenceInputError):
+    """Messages were given to a model that has no chat template."""
+
+    code = "no_chat_template"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from inference.terminal import bars_only_on_terminal
 
 
 def convert_gguf(source: Path, out: Path) -> None:
@@ -13,27 +13,30 @@ def convert_gguf(source: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with _quiet():
+    with bars_only_on_terminal():
         model = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
-        model.save_pretrained(out)
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(out)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    _restore_digits(source, tokenizer)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the progress bars of transformers off a stream that is not a terminal."""
-    from transformers.utils import logging
+def _restore_digits(source: Path, tokenizer: Any) -> None:
+    """Put back the pre-tokenizer that GGUF only names: SmolLM splits numbers into digits.
 
-    silence = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if silence:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if silence:
-            logging.enable_progress_bar()
+    Without it runs of spaces before a number are cut differently from the model's training.
+    """
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits
+    from tokenizers.pre_tokenizers import Sequence as Steps
+
+    field = GGUFReader(source).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = Steps(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        )

