@@ -21,9 +21,9 @@ def convert_gguf(source: Path, out: Path) -> None:
             dtype=torch.float32,
         )
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    _restore_digits(source, tokenizer)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+        _restore_digits(source, tokenizer)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
 
 
 def _restore_digits(source: Path, tokenizer: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -65,7 +65,7 @@ class NativeEngine:
         return self._prefixes
 
     def generate(
-        self, requests: Sequence[Request], on_output: Callable[[Output], None] | None = None
+        self, requests: Sequence[Request], on_output: Callable[[Output], object] | None = None
     ) -> list[Output]:
         """Outputs in the order of the requests; one bad request refuses all, computing none.
 
@@ -81,7 +81,7 @@ class NativeEngine:
                     on_output(outputs[-1])
         return outputs
 
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+    async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks as they are produced; closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
