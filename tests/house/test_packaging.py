@@ -16,6 +16,8 @@ import pytest
 
 from tests.house.source import PACKAGES, ROOT
 
+CACHES = shutil.ignore_patterns("__pycache__", ".*_cache")
+
 
 def test_only_we_own_the_package_names() -> None:
     owners = importlib.metadata.packages_distributions()
@@ -24,12 +26,27 @@ def test_only_we_own_the_package_names() -> None:
     }
 
 
-def test_every_package_and_data_file_is_listed_for_installation() -> None:
-    from setuptools import find_packages  # type: ignore[import-untyped]
-
-    found = {name for name in find_packages(str(ROOT)) if name.split(".")[0] in PACKAGES}
-    folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
-    assert found == {folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
+def test_a_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+    """Prompts, workflows and typing markers included; built from a copy, to leave no traces."""
+    copy = tmp_path / "project"
+    for name in (*PACKAGES, "ragwright.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=CACHES)
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    want = {p.relative_to(copy).as_posix() for n in PACKAGES for p in (copy / n).rglob("*.*")}
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*build, "--no-index", "--wheel-dir", str(tmp_path), str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == {*want, "ragwright.py"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -54,8 +71,7 @@ def test_files_merged_into_our_folder_are_noticed(tmp_path: Path) -> None:
     """Both distributions in one site-packages folder, as pip would put them."""
     site = tmp_path / "site"
     for package in PACKAGES:
-        skip = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, site / package, ignore=skip)
+        shutil.copytree(ROOT / package, site / package, ignore=CACHES)
     shutil.copy(ROOT / "ragwright.py", site)
     assert _ragwright(site, "--help").returncode == 0
     _install(_wheel(tmp_path, "graphs"), site)
