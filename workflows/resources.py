@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from inference import Engine, EngineConfig
 from inference.engine import ENGINES
+from inference.suggest import nearest
 from retrieval import Retriever, RetrieverConfig
 from retrieval.table import RETRIEVERS
 from workflows.errors import WorkflowInputError
+from workflows.loading import Workflow
 from workflows.schema import ResourceSpec, WorkflowSpec
 
 
@@ -96,7 +98,7 @@ class Resources:
     def _engine_config(self, name: str, resource: ResourceSpec) -> EngineConfig:
         use = self.overrides.engine or resource.use
         if use not in ENGINES:
-            raise WorkflowInputError(f"unknown engine {use!r}; known: {', '.join(sorted(ENGINES))}")
+            raise WorkflowInputError(f"unknown engine {use!r}{nearest(use, ENGINES)}")
         options = resource.options if use == resource.use else {}
         if self.overrides.model is not None:
             options = {**options, "model": self.overrides.model}
@@ -114,6 +116,12 @@ class Resources:
     def for_child(self, spec: WorkflowSpec) -> Resources:
         """The resources of a sub-workflow, over the same pool, index and overrides."""
         return Resources(spec, self.pool, index=self.index, overrides=self.overrides)
+
+
+def retrieves(workflow: Workflow) -> bool:
+    """True if the workflow, or one it calls, declares a retriever."""
+    own = any(resource.use in RETRIEVERS for resource in workflow.spec.resources.values())
+    return own or any(retrieves(child) for child in workflow.children.values())
 
 
 def _configure(config: type[Any], name: str, options: Mapping[str, Any]) -> Any:

@@ -1,0 +1,193 @@
+"""Runs on disk: manifest, journal of steps, checkpoints, result; one folder a run.
+
+The manifest says everything that a replay needs: the workflow's text, inputs, seed, model, index.
+The journal is written step by step, so that what an interrupted run spent is never forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from filelock import FileLock, Timeout
+
+from inference.models import models_home
+from workflows.errors import WorkflowError, WorkflowInputError
+from workflows.events import Event
+from workflows.runtime import Past, step_record
+
+KEPT_RUNS = 200
+"""Runs kept on disk; the oldest finished ones beyond are removed."""
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class RunBusy(WorkflowError):
+    """Another process is working on this run."""
+
+    code = "run_busy"
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """What a run was started with."""
+
+    run_id: str
+    workflow: str
+    workflow_file: str
+    workflow_sha256: str
+    workflow_text: str
+    inputs: Mapping[str, Any]
+    seed: int
+    engine: str | None = None
+    model: str | None = None
+    index: str | None = None
+    index_sha256: str | None = None
+    budget: Mapping[str, float] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def runs_home() -> Path:
+    """The folder of all runs, beside the models."""
+    return models_home().parent / "runs"
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, run_id: str) -> None:
+        if not _RUN_ID.fullmatch(run_id):
+            raise WorkflowInputError(
+                f"run id {run_id!r} must consist of letters, digits, '_', '-' and '.'"
+            )
+        self.run_id = run_id
+        self.path = runs_home() / run_id
+        self.checkpoints = self.path / "checkpoints.sqlite"
+        self._manifest = self.path / "manifest.json"
+        self._journal = self.path / "journal.jsonl"
+        self._result = self.path / "result.json"
+
+    @classmethod
+    def create(cls, manifest: RunManifest) -> RunFolder:
+        """A folder for a run that begins; raises WorkflowInputError if the id is taken."""
+        folder = cls(manifest.run_id)
+        try:
+            folder.path.mkdir(parents=True)
+        except FileExistsError:
+            raise WorkflowInputError(
+                f"run {manifest.run_id!r} exists already; resume it or choose another id"
+            ) from None
+        _write(folder._manifest, asdict(manifest))
+        return folder
+
+    @classmethod
+    def existing(cls, run_id: str) -> RunFolder:
+        """The folder of an earlier run; raises WorkflowInputError if there is none."""
+        folder = cls(run_id)
+        if not folder._manifest.is_file():
+            raise WorkflowInputError(f"no run {run_id!r} under {runs_home()}; check the id")
+        return folder
+
+    def manifest(self) -> RunManifest:
+        """What the run was started with."""
+        return RunManifest(**json.loads(self._manifest.read_text(encoding="utf-8")))
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of the latest attempt that ended, if any did."""
+        if not self._result.is_file():
+            return None
+        result: dict[str, Any] = json.loads(self._result.read_text(encoding="utf-8"))
+        return result
+
+    def past(self) -> Past:
+        """Steps and active seconds of earlier attempts; a line cut off by a kill is dropped."""
+        steps, seconds = [], 0.0
+        for event in self._lines():
+            if event["type"] == "step_finished":
+                steps.append(step_record(event))
+                seconds = event["elapsed"]
+        return Past(steps, seconds)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if not self._journal.is_file():
+            return
+        with self._journal.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    @contextmanager
+    def working(self) -> Iterator[Journal]:
+        """Hold the run for this process and open its journal; raises RunBusy."""
+        lock = FileLock(self.path / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunBusy(
+                f"run {self.run_id!r} is being worked on by another process; wait for it"
+            ) from None
+        try:
+            _end_last_line(self._journal)
+            with self._journal.open("a", encoding="utf-8") as lines:
+                yield Journal(lines)
+        finally:
+            lock.release()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result; a completed run needs its checkpoints no longer."""
+        _write(self._result, result)
+        if result["status"] == "completed":
+            for file in self.path.glob(self.checkpoints.name + "*"):
+                file.unlink(missing_ok=True)
+        prune(KEPT_RUNS)
+
+
+class Journal:
+    """A sink that appends every event as a line and hands it to the system at once."""
+
+    def __init__(self, lines: TextIO) -> None:
+        self._lines = lines
+
+    def __call__(self, event: Event) -> None:
+        if event.type == "text_delta":
+            return
+        self._lines.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+        self._lines.flush()
+
+
+def prune(keep: int) -> None:
+    """Remove the oldest finished runs beyond `keep`; unfinished ones stay."""
+    finished = sorted(runs_home().glob("*/result.json"), key=lambda file: file.stat().st_mtime)
+    for file in finished[: max(len(finished) - keep, 0)]:
+        if json.loads(file.read_text(encoding="utf-8"))["status"] == "completed":
+            shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def file_sha256(file: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _end_last_line(file: Path) -> None:
+    """Cut off a line that a kill left unfinished, so that the next one stands alone."""
+    if not file.is_file():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(file, whole)
+
+
+def _write(file: Path, value: Mapping[str, Any]) -> None:
+    beside = file.with_suffix(".tmp")
+    beside.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    beside.replace(file)
