@@ -1,0 +1,157 @@
+"""`ragwright index`: build, extend and search an index of documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from retrieval import Hit
+    from retrieval.index import BuildReport, Progress
+
+DIR = click.Path(path_type=Path)
+
+
+@click.group()
+def index() -> None:
+    """Build, extend and search an index of documents."""
+
+
+@index.command()
+@click.argument("docs", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=DIR, help="Folder of the index; an old one is replaced.")
+@click.option("--chunk-tokens", type=int, help="Longest passage in tokens (32 to 240).")
+@click.option("--overlap", type=int, help="Tokens that neighbouring passages share.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def build(
+    docs: Path, out: Path, chunk_tokens: int | None, overlap: int | None, as_json: bool
+) -> None:
+    """Make an index of DOCS, a file or a folder of .txt .md .html .pdf .jsonl documents."""
+    from retrieval.index import build_index
+
+    settings = _settings(chunk_tokens, overlap)
+    with _progress() as progress:
+        report = build_index(docs, out, settings=settings, progress=progress)
+    _print_report(report, as_json)
+
+
+@index.command()
+@click.argument("folder", metavar="DIR", type=DIR)
+@click.argument("docs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def add(folder: Path, docs: Path, as_json: bool) -> None:
+    """Add DOCS to the index DIR; documents of the same id are replaced."""
+    from retrieval.index import add_documents
+
+    with _progress() as progress:
+        report = add_documents(folder, docs, progress=progress)
+    _print_report(report, as_json)
+
+
+@index.command()
+@click.argument("folder", metavar="DIR", type=DIR)
+@click.argument("query", required=False)
+@click.option("--queries", type=DIR, help="File with one query a line, or JSONL of id and query.")
+@click.option("-k", type=int, help="Hits per query (default: the retriever's own, 5).")
+@click.option("--retriever", default="hybrid", show_default=True, help="hybrid, dense or bm25.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def search(
+    folder: Path,
+    query: str | None,
+    queries: Path | None,
+    k: int | None,
+    retriever: str,
+    as_json: bool,
+) -> None:
+    """Search the index DIR for QUERY, or for every query of a file."""
+    from retrieval.queries import read_queries
+    from retrieval.table import retriever_config
+
+    if (query is None) == (queries is None):
+        raise click.UsageError("give either a QUERY or --queries FILE")
+    asked = [("0", query)] if query is not None else read_queries(queries or Path())
+    config = retriever_config(retriever)
+    found = config.open(folder).search([text for _, text in asked], config.k if k is None else k)
+    if as_json:
+        results = [
+            {"id": name, "query": text, "hits": [_hit(hit) for hit in hits]}
+            for (name, text), hits in zip(asked, found, strict=True)
+        ]
+        click.echo(json.dumps({"results": results}, ensure_ascii=False))
+        return
+    for (name, text), hits in zip(asked, found, strict=True):
+        if queries is not None:
+            click.echo(f"[{name}] {text}")
+        for rank, hit in enumerate(hits, start=1):
+            _print_hit(rank, hit)
+
+
+def _settings(tokens: int | None, overlap: int | None) -> Any:
+    """Chunk settings from the options given, the defaults for the others."""
+    from retrieval.chunking import chunk_settings
+
+    given = {"tokens": tokens, "overlap": overlap}
+    return chunk_settings({key: value for key, value in given.items() if value is not None})
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    """A hit as `index search --json` prints it."""
+    passage = hit.passage
+    return {
+        "document_id": passage.document_id,
+        "passage_id": passage.id,
+        "title": passage.title,
+        "source": passage.source,
+        "start": passage.start,
+        "end": passage.end,
+        "text": passage.text,
+        "score": hit.score,
+        "metadata": dict(passage.metadata),
+        "ranks": dict(hit.ranks),
+    }
+
+
+def _print_hit(rank: int, hit: Hit) -> None:
+    passage = hit.passage
+    place = f"{passage.document_id} [{passage.start}:{passage.end}]"
+    click.echo(f"{rank:3}. {hit.score:.4f}  {passage.title or passage.document_id}  ({place})")
+    text = " ".join(passage.text.split())
+    click.echo(f"     {text if len(text) <= 200 else text[:197] + '...'}")
+
+
+def _print_report(report: BuildReport, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        return
+    removed = f", {report.removed} documents removed" if report.removed else ""
+    click.echo(
+        f"{report.index}: {report.documents} documents, {report.passages} passages "
+        f"({report.embedded} embedded, {report.reused} reused{removed}) "
+        f"in {report.seconds:.1f} s"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Progress bars on standard error, one per stage, if that is a terminal."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm[Any]] = {}
+
+    def update(stage: str, done: int, total: int | None) -> None:
+        if stage not in bars:
+            unit = {"read": " documents", "embed": " passages"}.get(stage, "")
+            bars[stage] = tqdm(desc=stage, total=total, unit=unit, disable=not sys.stderr.isatty())
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        yield update
+    finally:
+        for bar in bars.values():
+            bar.close()
