@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from inference.native.engine import NativeEngine
 
 LOOKUPS = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 SENDS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
@@ -42,3 +48,14 @@ def _block(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_block)
+
+
+@pytest.fixture(scope="session")
+def default_engine() -> Iterator[NativeEngine]:
+    """The embedded default model under the native engine, float32 on the CPU, opened once."""
+    from inference.engine import NativeConfig
+    from inference.native.engine import NativeEngine
+
+    engine = NativeEngine.from_config(NativeConfig(dtype="float32", device="cpu"))
+    yield engine
+    engine.close()
