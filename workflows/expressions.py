@@ -43,11 +43,13 @@ class Template:
 
     A string that is one whole `${...}` becomes the value itself, with its type; inside a longer
     string the value is written as text (null as nothing, lists and objects as JSON).
+    `is_constant` is true without any expression, `is_whole` for one string of one whole `${...}`.
     """
 
     value: Any
     references: frozenset[Reference]
     is_constant: bool
+    is_whole: bool
     _run: Run = field(repr=False, compare=False)
 
     @classmethod
@@ -56,7 +58,8 @@ class Template:
         expressions: list[Expression] = []
         run = _compile(value, expressions)
         references = frozenset(r for expression in expressions for r in expression.references)
-        return cls(value, references, not expressions, run)
+        is_whole = isinstance(value, str) and [e.evaluate for e in expressions] == [run]
+        return cls(value, references, not expressions, is_whole, run)
 
     def resolve(self, scope: Scope) -> Any:
         """The value with its expressions evaluated; containers are fresh at every call."""
@@ -77,7 +80,7 @@ def _compile(value: Any, expressions: list[Expression]) -> Run:
 
 def _compile_text(source: str, expressions: list[Expression]) -> Run:
     parts: list[str | Expression] = []
-    for start, part in _split(source):
+    for start, part in split_template(source):
         if start is None:
             parts.append(part)
             continue
@@ -98,7 +101,7 @@ def _compile_text(source: str, expressions: list[Expression]) -> Run:
     )
 
 
-def _split(source: str) -> Iterator[tuple[int | None, str]]:
+def split_template(source: str) -> Iterator[tuple[int | None, str]]:
     """Literal pieces as (None, text), expressions as (offset of their first character, text)."""
     literal: list[str] = []
     at, found = 0, False
