@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from api.cli import COMMANDS
 from tests.house.source import ROOT
 
 HEAVY = {"torch", "transformers", "langgraph", "faiss", "bm25s", "trafilatura", "huggingface_hub"}
@@ -52,11 +53,17 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_names_every_command() -> None:
-    from api.cli import COMMANDS
-
     _, _, output = start("--help")
     listed = {line.split()[0] for line in output.partition("Commands:")[2].splitlines() if line}
     assert listed == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_without_model_libraries(name: str) -> None:
+    status, modules, output = start(name, "--help")
+    assert status == 0
+    assert f"Usage: ragwright {name}" in output
+    assert modules & HEAVY == set()
 
 
 def test_validate_loads_no_model_library() -> None:
