@@ -37,7 +37,7 @@ from retrieval.manifest import (
     read_manifest,
     verify,
 )
-from retrieval.staging import FRESH, Staged, Staging
+from retrieval.staging import FRESH, RAW_SPANS, Staged, Staging
 from retrieval.store import DOCUMENTS, SPANS, TEXTS, VECTORS, Index, open_index
 
 Progress = Callable[[str, int, int | None], None]
@@ -269,6 +269,7 @@ class Build:
     def _finish(self, staged: Staged) -> Manifest:
         """Write the spans, force everything to disk, and describe it."""
         save_array(self.new / SPANS, (len(staged.rows), 5), np.int64, staged.spans(BLOCK))
+        (self.new / RAW_SPANS).unlink()
         files: dict[str, FileEntry] = {}
         for name in sorted((DOCUMENTS, SPANS, TEXTS, VECTORS, *BM25_FILES)):
             sync(self.new / name)
