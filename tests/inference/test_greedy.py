@@ -19,7 +19,7 @@ PROMPTS = [
     "a",
     "🙂 東京",
     "A model reads tokens, keeps keys and values, and writes what comes next. " * 3,
-    *(f"{word} {n}" for n, word in enumerate("river fox dog north keys values".split() * 3)),
+    *(f"{word} {n}" for n, word in enumerate(["river", "fox", "dog", "keys"] * 4)),
 ]
 VARIANTS = [
     ("llama", {}),
