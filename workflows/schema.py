@@ -26,11 +26,13 @@ class InputSpec(Section):
     """One input of a workflow; without a default it must be given."""
 
     type: Literal["string", "integer", "number", "boolean", "list", "object"]
-    default: Any = None
+    default: Any = Field(
+        default=None, description="value where the caller gives none; null means none"
+    )
     description: str = ""
-    choices: list[Any] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
+    choices: list[Any] | None = Field(default=None, description="the only values allowed")
+    minimum: float | None = Field(default=None, description="least value of a number")
+    maximum: float | None = Field(default=None, description="greatest value of a number")
 
     @property
     def required(self) -> bool:
@@ -43,7 +45,7 @@ class ResourceSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    use: str
+    use: str = Field(description="engine or retriever; the other keys are its options")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -54,8 +56,10 @@ class ResourceSpec(BaseModel):
 class RetrySpec(Section):
     """How often a failing node is tried, and the wait before the second try (then doubled)."""
 
-    attempts: int = Field(default=3, ge=1, le=20)
-    backoff_seconds: float = Field(default=0.5, ge=0, le=60)
+    attempts: int = Field(default=3, ge=1, le=20, description="tries in all")
+    backoff_seconds: float = Field(
+        default=0.5, ge=0, le=60, description="wait before the second try"
+    )
 
 
 class SamplingSpec(Section):
@@ -81,18 +85,26 @@ class NodeSpec(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    use: str
-    options: dict[str, Any] = Field(default_factory=dict, alias="with")
-    save: dict[Name, Name] = Field(default_factory=dict)
-    engine: Name = "engine"
-    retriever: Name = "retriever"
+    use: str = Field(description="kind of the node")
+    options: dict[str, Any] = Field(
+        default_factory=dict, alias="with", description="options of this kind; values may be ${...}"
+    )
+    save: dict[Name, Name] = Field(
+        default_factory=dict, description="what the node writes -> the state key to save it under"
+    )
+    engine: Name = Field(default="engine", description="engine resource of a generating node")
+    retriever: Name = Field(
+        default="retriever", description="retriever resource of a retrieving node"
+    )
     sampling: SamplingSpec | None = None
     retry: RetrySpec | None = None
-    timeout: float | None = Field(default=None, gt=0)
-    over: str | None = None
-    item: Name = "item"
-    into: Name | None = None
-    max_parallel: int = Field(default=4, ge=1, le=256)
+    timeout: float | None = Field(default=None, gt=0, description="seconds that one try may take")
+    over: str | None = Field(default=None, description="${...} that gives the list to map over")
+    item: Name = Field(default="item", description="name of the element in this node's expressions")
+    into: Name | None = Field(default=None, description="state key of the list of results")
+    max_parallel: int = Field(
+        default=4, ge=1, le=256, description="elements at work at the same time"
+    )
 
 
 class EdgeSpec(Section):
@@ -104,23 +116,27 @@ class EdgeSpec(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    source: Name | list[Name] = Field(alias="from")
-    target: Name | list[Name] = Field(alias="to")
-    when: str | None = None
+    source: Name | list[Name] = Field(
+        alias="from", description="node, or start; several nodes make a join"
+    )
+    target: Name | list[Name] = Field(
+        alias="to", description="node, or end; several nodes make a fan-out"
+    )
+    when: str | None = Field(default=None, description="condition, an expression without ${}")
 
 
 class BudgetSpec(Section):
     """Limits of a run; each a literal or a `${inputs...}` expression."""
 
-    tokens: int | str | None = None
-    seconds: float | str | None = None
-    retrievals: int | str | None = None
+    tokens: int | str | None = Field(default=None, description="prompt plus completion tokens")
+    seconds: float | str | None = Field(default=None, description="wall time")
+    retrievals: int | str | None = Field(default=None, description="queries sent to a retriever")
 
 
 class LimitsSpec(Section):
     """Guards against a graph that does not end."""
 
-    steps: int = Field(default=100, ge=1, le=10_000)
+    steps: int = Field(default=100, ge=1, le=10_000, description="most steps of the graph")
 
 
 class WorkflowSpec(Section):
@@ -128,11 +144,19 @@ class WorkflowSpec(Section):
 
     name: Name
     description: str = ""
-    inputs: dict[Name, InputSpec] = Field(default_factory=dict)
-    resources: dict[Name, ResourceSpec] = Field(default_factory=dict)
-    state: dict[Name, Any] = Field(default_factory=dict)
-    nodes: dict[Name, NodeSpec] = Field(min_length=1)
-    edges: list[EdgeSpec] = Field(min_length=1)
-    outputs: dict[Name, Any] = Field(min_length=1)
+    inputs: dict[Name, InputSpec] = Field(default_factory=dict, description="what the caller gives")
+    resources: dict[Name, ResourceSpec] = Field(
+        default_factory=dict, description="engines and retrievers by name"
+    )
+    state: dict[Name, Any] = Field(
+        default_factory=dict, description="initial values of state keys, literals only"
+    )
+    nodes: dict[Name, NodeSpec] = Field(min_length=1, description="nodes by name")
+    edges: list[EdgeSpec] = Field(
+        min_length=1, description="edges, in the order in which their conditions are tried"
+    )
+    outputs: dict[Name, Any] = Field(
+        min_length=1, description="what the run returns; values may be ${...}"
+    )
     budget: BudgetSpec = BudgetSpec()
     limits: LimitsSpec = LimitsSpec()

@@ -20,6 +20,9 @@ from workflows.source import Path, Tree
 if TYPE_CHECKING:
     from workflows.loading import Workflow
 
+MAX_MESSAGE = 1_000
+"""Longest message of a fault, in characters; values in a file can be much longer."""
+
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -72,7 +75,8 @@ class Draft:
         self, path: Path, code: str, message: str, *, key: bool = False, offset: int = 0
     ) -> None:
         """Note a fault at a key or value."""
-        self.faults.append(self.tree.fault(path, code, message, key=key, offset=offset))
+        short = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "..."
+        self.faults.append(self.tree.fault(path, code, short, key=key, offset=offset))
 
     def kind(self, node: NodeSpec) -> type[Node] | None:
         """Class of a node, None if its kind is unknown."""

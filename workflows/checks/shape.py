@@ -120,7 +120,10 @@ def where(path: Path) -> str:
     """A path as people write it: nodes.ask.with.k, edges[2].to."""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+        if isinstance(step, int) or not step.isidentifier():
+            text += f"[{step!r}]"
+        else:
+            text += f".{step}" if text else step
     return text or "the file"
 
 
