@@ -73,7 +73,7 @@ class StepFinished(Event):
     error: Mapping[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON object; absent where empty: notes, error."""
+        """Plain JSON object; `error` is absent where the node succeeded."""
         record: dict[str, Any] = {
             "type": self.type,
             "node": self.node,
@@ -83,9 +83,8 @@ class StepFinished(Event):
             "seconds": self.seconds,
             "elapsed": self.elapsed,
             "usage": self.usage.to_dict(),
+            "notes": dict(self.notes),
         }
-        if self.notes:
-            record["notes"] = dict(self.notes)
         if self.error is not None:
             record["error"] = dict(self.error)
         return record

@@ -169,11 +169,13 @@ def _index(workflow: Workflow, order: RunOrder) -> Path | None:
 
 def _read(workflow: Workflow, texts: Mapping[str, str]) -> dict[str, Any]:
     """Texts as values of the declared types; an unknown name stays for `check_inputs` to refuse."""
-    specs = workflow.spec.inputs
-    return {
-        name: parse_input(specs[name], text) if name in specs else text
-        for name, text in texts.items()
-    }
+    specs, values = workflow.spec.inputs, dict[str, Any](texts)
+    for name in specs.keys() & texts.keys():
+        try:
+            values[name] = parse_input(specs[name], texts[name])
+        except WorkflowInputError as error:
+            raise WorkflowInputError(f"input {name!r}: {error}") from None
+    return values
 
 
 def _fingerprint(index: Path) -> str:
