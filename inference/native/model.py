@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from inference.errors import InferenceError, InferenceInputError
 from inference.native.prefix import Layers
@@ -50,15 +51,25 @@ class Model:
             dtype = "bfloat16" if device == "cuda" else "float32"
         try:
             with bars_only_on_terminal():
-                network = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+                network, report = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=getattr(torch, dtype),
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
                 )
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InferenceError(
-                f"model {name!r} in {folder} cannot be loaded: {reason}"
+                f"model {name!r} in {folder} cannot be loaded: {reason}; "
+                "fetch or convert the checkpoint again"
             ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise InferenceError(
+                f"model {name!r} in {folder} lacks {len(missing)} of its tensors, the first "
+                f"{missing[0]!r}; fetch or convert the checkpoint again"
+            )
         return cls(network.to(device), tokenizer, name)
 
     def cache(self, layers: Layers = ()) -> Any:

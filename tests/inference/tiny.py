@@ -57,9 +57,13 @@ def checkpoint(
     context: int = 256,
     template: str | None = TEMPLATE,
     endless: bool = False,
+    ascii_only: bool = False,
     **options: Any,
 ) -> Path:
-    """Save a tiny model in `folder`; `endless` keeps it from ever choosing the end token."""
+    """Save a tiny model in `folder`.
+
+    `endless` keeps it from choosing the end token, `ascii_only` from tokens that are not ASCII.
+    """
     words = tokenizer(template)
     config = CONFIGS[kind](
         vocab_size=len(words),
@@ -78,9 +82,11 @@ def checkpoint(
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
-    if endless:
-        with torch.no_grad():
-            model.lm_head.weight[words.eos_token_id] = 0
+    silent = [words.eos_token_id] if endless else []
+    if ascii_only:
+        silent += [i for i in range(len(words)) if not words.decode([i]).isascii()]
+    with torch.no_grad():
+        model.lm_head.weight[silent] = 0  # a logit of 0 is far below the largest
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
