@@ -78,7 +78,7 @@ def _watch(folder: Path, model: WheelModel) -> Iterator[None]:
         unit="B",
         unit_scale=True,
         leave=False,
-        disable=None if sys.stderr.isatty() else True,
+        disable=not sys.stderr.isatty(),
     ) as bar:
 
         def poll() -> None:

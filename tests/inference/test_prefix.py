@@ -100,7 +100,7 @@ def test_peak_bytes_are_those_of_the_tensors(tiny: Tiny) -> None:
     request = Request(prompt="the river", sampling=SamplingParams(max_tokens=10))
     (output,) = engine.generate([request])
     held = output.usage.prompt_tokens + 9  # the last token is never fed back
-    assert output.stats.peak_kv_bytes == held * 2 * 2 * 2 * 12 * 4
+    assert output.stats.peak_kv_bytes == held * 2 * 2 * 2 * 16 * 4
 
 
 def test_requests_at_the_same_time_do_not_disturb_each_other(tiny: Tiny) -> None:
