@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -25,11 +26,13 @@ class Contract:
 
     def load(self) -> type[BaseModel]:
         """The base class."""
-        return _load(self.base)  # type: ignore[no-any-return]
+        base: type[BaseModel] = _load(self.base)
+        return base
 
     def rows(self) -> Mapping[str, type[BaseModel]]:
         """The table."""
-        return _load(self.table)  # type: ignore[no-any-return]
+        table: Mapping[str, type[BaseModel]] = _load(self.table)
+        return table
 
 
 CONTRACTS = [
@@ -105,6 +108,6 @@ def test_a_forgotten_row_is_noticed(contract: Contract, monkeypatch: pytest.Monk
     assert missing(contract) == {forgotten}
 
 
-def _load(reference: str) -> object:
+def _load(reference: str) -> Any:
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
