@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,14 @@ class Retriever(Protocol):
 
 
 class RetrieverConfig(BaseModel):
-    """Options of one retriever as they stand in a workflow file."""
+    """Options of one retriever as they stand in a workflow file.
+
+    `k` is the number of hits where the caller names none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    k: int = Field(default=5, ge=1)
 
     def open(self, index: Path) -> Retriever:
         """Open the retriever over a built index folder; checks the manifest first."""

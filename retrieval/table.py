@@ -12,13 +12,7 @@ from retrieval.errors import RetrievalInputError, unknown_name
 from retrieval.retriever import Retriever, RetrieverConfig
 
 
-class IndexConfig(RetrieverConfig):
-    """Options of every retriever over an index folder; `k` is the default number of hits."""
-
-    k: int = Field(default=5, ge=1)
-
-
-class DenseConfig(IndexConfig):
+class DenseConfig(RetrieverConfig):
     """Cosine of MiniLM vectors, exact, by FAISS."""
 
     def open(self, index: Path) -> Retriever:
@@ -28,7 +22,7 @@ class DenseConfig(IndexConfig):
         return DenseRetriever.open(index)
 
 
-class Bm25Config(IndexConfig):
+class Bm25Config(RetrieverConfig):
     """Shared words, by bm25s."""
 
     def open(self, index: Path) -> Retriever:
@@ -38,7 +32,7 @@ class Bm25Config(IndexConfig):
         return Bm25Retriever.open(index)
 
 
-class HybridConfig(IndexConfig):
+class HybridConfig(RetrieverConfig):
     """Reciprocal rank fusion: `rrf` is the constant, `depth` the ranks taken from each part."""
 
     rrf: float = Field(default=60.0, gt=0)
@@ -51,14 +45,14 @@ class HybridConfig(IndexConfig):
         return HybridRetriever.open(index, self.rrf, self.depth)
 
 
-RETRIEVERS: dict[str, type[IndexConfig]] = {
+RETRIEVERS: dict[str, type[RetrieverConfig]] = {
     "hybrid": HybridConfig,
     "dense": DenseConfig,
     "bm25": Bm25Config,
 }
 
 
-def retriever_config(name: str, options: Mapping[str, Any] | None = None) -> IndexConfig:
+def retriever_config(name: str, options: Mapping[str, Any] | None = None) -> RetrieverConfig:
     """Options of the retriever `name`; unknown names and bad options name the remedy."""
     if name not in RETRIEVERS:
         raise unknown_name("retriever", name, RETRIEVERS)

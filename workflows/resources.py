@@ -102,7 +102,8 @@ class Resources:
         options = resource.options if use == resource.use else {}
         if self.overrides.model is not None:
             options = {**options, "model": self.overrides.model}
-        return _configure(ENGINES[use], name, options)
+        config: EngineConfig = _configure(ENGINES[use], name, options)
+        return config
 
     async def engine(self, name: str) -> Engine:
         """The engine resource of this name."""

@@ -49,7 +49,8 @@ class Account:
     def _step(self, step: StepFinished) -> None:
         self._count += 1
         click.echo(f"{self._count:3}. {step.node}  ({', '.join(_costs(step))})")
-        short, long = [], []
+        short: list[tuple[str, str]] = []
+        long: list[tuple[str, str]] = []
         for name, value in step.notes.items():
             text = " ".join(_text(value).split())
             if not text:
