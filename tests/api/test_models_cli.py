@@ -1,0 +1,80 @@
+"""`ragwright models`: the catalogue, the cache, and errors on one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.cli import main
+from tests.inference.tiny import checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Exit status, standard output and standard error of `ragwright models ...`, empty cache."""
+    monkeypatch.setenv("RAGWRIGHT_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ragwright", "models", *arguments])
+        status: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+def test_list_of_an_empty_cache(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("list", "--json")
+    models = {m["name"]: m for m in json.loads(out)["models"]}
+    assert (status, err, set(models)) == (0, "", {"default", "minilm"})
+    for model in models.values():
+        assert set(model) == {"name", "description", "license", "cached", "size", "path"}
+        assert (model["cached"], model["size"], model["path"]) == (False, None, None)
+        assert model["license"] == "Apache-2.0"
+    assert not (tmp_path / "home").exists()  # looking creates nothing
+    status, out, _ = run("list")
+    assert status == 0 and out.count("not cached") == 2
+
+
+def test_pull_of_a_path(run: Run, tmp_path: Path) -> None:
+    folder = str(checkpoint(tmp_path / "model"))
+    assert run("pull", folder)[:2] == (0, folder + "\n")
+    assert json.loads(run("pull", folder, "--json")[1])["path"] == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("minilmm", "did you mean 'minilm'"),
+        ("{tmp}", "has no config.json"),
+        ("{tmp}/file.gguf", "is a file; give the folder"),
+    ],
+)
+def test_bad_names_are_one_line(run: Run, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    status, out, err = run("pull", name.replace("{tmp}", str(tmp_path)))
+    assert (status, out) == (2, "")
+    assert err.startswith("ragwright: ") and err.count("\n") == 1 and message in err
+
+
+@pytest.mark.default_model
+def test_the_default_model_is_listed_as_cached(
+    default_engine: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ragwright", "models", "pull", "default", "--json"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["cached"] and entry["size"] > 500e6
+    assert (Path(entry["path"]) / "model.safetensors").is_file()
