@@ -105,8 +105,10 @@ class _Compiler:
                 warnings.simplefilter("error")
                 return ast.parse(self.source, mode="eval").body
         except SyntaxError as error:
-            offset = max(0, (error.offset or 1) - 1)
-            raise self.error(f"not an expression: {error.msg}", self.lead + offset) from None
+            if not error.offset:
+                raise self.error("not an expression: it ends too early", len(self.text)) from None
+            offset = self.lead + error.offset - 1
+            raise self.error(f"not an expression: {error.msg}", offset) from None
         except (ValueError, RecursionError, MemoryError) as error:
             problem = str(error) or "nested too deeply"
             raise self.error(f"not an expression: {problem}", 0) from None
