@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from Stemmer import Stemmer
 
 from retrieval.arrays import save_array
 from retrieval.ranking import IndexRetriever, Mask, Ranked
@@ -42,9 +43,19 @@ DATA, INDICES, INDPTR, VOCABULARY = (
 FILES = (DATA, INDICES, INDPTR, VOCABULARY)
 
 
-def terms(text: str) -> list[str]:
-    """Lower-case words of two or more letters or digits, without English stop words."""
-    return [word for word in WORD.findall(text.lower()) if word not in STOPWORDS]
+class Analyzer:
+    """Texts to terms: lower-case words of two or more letters, no stop words, Porter2 stems.
+
+    Not safe to share between threads, as the stemmer is not; making one is cheap.
+    """
+
+    def __init__(self) -> None:
+        self._stem = Stemmer("english").stemWord
+
+    def terms(self, text: str) -> list[str]:
+        """The terms of `text` in their order."""
+        words = WORD.findall(text.lower())
+        return [self._stem(word) for word in words if word not in STOPWORDS]
 
 
 class Bm25:
@@ -58,6 +69,7 @@ class Bm25:
     def write(texts: Iterable[str], folder: Path) -> None:
         """Index `texts`, one passage each, and write the arrays and vocabulary to `folder`."""
         vocabulary: dict[str, int] = {}
+        terms = Analyzer().terms
         ids = [
             array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in terms(text)])
             for text in texts
@@ -92,7 +104,8 @@ class Bm25:
 
     def scores(self, query: str) -> npt.NDArray[np.float64]:
         """BM25 of every passage for `query`, in index order; 0 where no term is shared."""
-        known = [self._vocabulary[term] for term in terms(query) if term in self._vocabulary]
+        terms = Analyzer().terms(query)
+        known = [self._vocabulary[term] for term in terms if term in self._vocabulary]
         if not known:
             return np.zeros(self._scorer.scores["num_docs"], dtype=np.float64)
         scores: npt.NDArray[np.float64] = self._scorer.get_scores_from_ids(known).astype(np.float64)

@@ -249,7 +249,8 @@ class Build:
             if origin != FRESH and old is not None:
                 out[place] = old.vectors[origin]
                 continue
-            joined = self.embedder.join(title, text)
+            heading, _ = self.settings.heading(title, self.embedder.offsets)
+            joined = f"{heading}\n{text}" if heading else text
             key = text_key(joined)
             if key in journal:
                 out[place] = journal.vector(key)

@@ -6,8 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from inference.models import models_home
 from retrieval.build import Progress
 from retrieval.chunking import ChunkSettings
 from retrieval.documents import files
@@ -20,10 +19,8 @@ FINGERPRINT = "docs.sha256"
 
 
 def indexes_home() -> Path:
-    """Where cached indexes lie: `$RAGWRIGHT_HOME/indexes`, or under the user's cache folder."""
-    home = os.environ.get("RAGWRIGHT_HOME")
-    root = Path(home).expanduser() if home else user_cache_path("ragwright", appauthor=False)
-    return root / "indexes"
+    """Where cached indexes lie: `indexes/` beside the folder of the models."""
+    return models_home().parent / "indexes"
 
 
 def index_for_docs(docs: str | Path, progress: Progress | None = None) -> Path:
@@ -33,9 +30,9 @@ def index_for_docs(docs: str | Path, progress: Progress | None = None) -> Path:
     changed its name or content; otherwise only what changed is embedded. Raises
     `RetrievalInputError` for documents that cannot be used.
     """
-    root = Path(docs).absolute()
+    root = Path(docs)
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    out = indexes_home() / f"{_plain(root.name)}-{key}"
+    out = indexes_home() / f"{_plain(root.resolve().name)}-{key}"
     settings = ChunkSettings()
     fingerprint = _fingerprint(root, settings)
     note = out / FINGERPRINT
@@ -60,7 +57,8 @@ def _sound(out: Path) -> bool:
 def _fingerprint(root: Path, settings: ChunkSettings) -> str:
     """Hash over the names and contents of the documents, the settings and the embedder."""
     faults: list[str] = []
-    whole = hashlib.sha256(f"{default_embedder().sha256} {settings.model_dump_json()}".encode())
+    whole = hashlib.sha256(default_embedder().sha256.encode())
+    whole.update(settings.model_dump_json().encode() + os.fsencode(root))
     for file, name in files(root, faults):
         try:
             with file.open("rb") as content:

@@ -27,21 +27,30 @@ WIDE_SENTENCE_END = "\u3002\uff01\uff1f"
 
 
 class ChunkSettings(BaseModel):
-    """Size and overlap of passages in tokens of the embedder.
+    """Size of a passage (its title and its text) and overlap of neighbours, in tokens.
 
-    The default fills MiniLM's window of 256 tokens together with a title of up to 54 tokens.
+    The default fills MiniLM's window of 256, of which two frame the text. A title takes at
+    most a quarter of a passage; what is longer is not embedded with it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tokens: int = Field(default=200, ge=32, le=240)
+    tokens: int = Field(default=254, ge=32, le=254)
     overlap: int = Field(default=32, ge=0)
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> ChunkSettings:
-        if self.overlap > self.tokens // 2:
-            raise ValueError(f"overlap={self.overlap} must be at most half of tokens={self.tokens}")
+        if self.overlap > self.tokens // 4:
+            raise ValueError(f"overlap must be at most a quarter of tokens={self.tokens}")
         return self
+
+    def heading(self, title: str, offsets: Offsets) -> tuple[str, int]:
+        """The part of a title that stands before every passage, and its tokens."""
+        spans = offsets(title)
+        room = self.tokens // 4
+        if len(spans) > room:
+            return title[: spans[room - 1][1]], room
+        return title.strip(), len(spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +62,15 @@ class Units:
     cuts: list[int]
 
 
-def chunk(text: str, offsets: Offsets, settings: ChunkSettings) -> Iterator[tuple[int, int]]:
-    """Spans `(start, end)` of at most `settings.tokens` tokens that cover all but white space.
+def chunk(text: str, offsets: Offsets, size: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """Spans `(start, end)` of at most `size` tokens that cover all but white space.
 
     A span ends at the last paragraph end in its second half, else at a sentence end, else
-    between two words. Neighbours share up to `settings.overlap` tokens, from a sentence start
+    between two words. Neighbours share up to `overlap` tokens, from a sentence start
     where there is one.
     """
     units = _units(text, offsets)
-    count, size = len(units.starts), settings.tokens
+    count = len(units.starts)
     first = 0
     while first < count:
         last = min(first + size, count)
@@ -70,7 +79,7 @@ def chunk(text: str, offsets: Offsets, settings: ChunkSettings) -> Iterator[tupl
         yield units.starts[first], units.ends[last - 1]
         if last == count:
             return
-        first = _next_start(units.cuts, max(last - settings.overlap, first + 1), last)
+        first = _next_start(units.cuts, max(last - overlap, first + 1), last)
 
 
 def _best_cut(cuts: list[int], low: int, high: int) -> int:

@@ -75,19 +75,6 @@ class Embedder:
         """Tokens that `text` takes in the window, with the special tokens."""
         return len(self._tokenizer.encode(text).ids)
 
-    def join(self, title: str, text: str) -> str:
-        """What is embedded for a passage: its title on a line of its own, then its text.
-
-        The title is cut to the room that the text leaves in the window; the text is whole.
-        """
-        if not title.strip():
-            return text
-        room = self.window - self.count(text)
-        spans = self.offsets(title)
-        if len(spans) > room:
-            title = title[: spans[room - 1][1]] if room > 0 else ""
-        return f"{title}\n{text}" if title else text
-
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Vectors:
         """Unit vectors of `texts`, float32, shape (len(texts), dimensions), in their order."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]

@@ -75,7 +75,9 @@ class Staging:
             rows = self._old.rows_of(number)
             spans = [(int(self._old.spans[r, 1]), int(self._old.spans[r, 2]), r) for r in rows]
         else:
-            found = chunk(document.text, self._embedder.offsets, self._settings)
+            offsets, settings = self._embedder.offsets, self._settings
+            _, taken = settings.heading(document.title, offsets)
+            found = chunk(document.text, offsets, settings.tokens - taken, settings.overlap)
             spans = [(start, end, FRESH) for start, end in found]
         texts = [document.text[start:end] for start, end, _ in spans]
         self._write(document.id, self._row(document, digest), spans, texts)
