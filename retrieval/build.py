@@ -22,7 +22,7 @@ from retrieval.arrays import save_array, sync
 from retrieval.bm25 import FILES as BM25_FILES
 from retrieval.bm25 import Bm25
 from retrieval.chunking import ChunkSettings
-from retrieval.documents import Document, load
+from retrieval.documents import Document, files, load
 from retrieval.embedding import Embedder, Vectors, default_embedder
 from retrieval.errors import BadIndex, RetrievalError, RetrievalInputError
 from retrieval.journal import Journal, text_key
@@ -121,8 +121,7 @@ class Build:
             )
         if not isinstance(docs, str | Path):
             return docs
-        if not Path(docs).exists():
-            return load(docs)
+        files(docs, [])
         if self.out.resolve().is_relative_to(Path(docs).resolve()):
             raise RetrievalInputError(
                 f"{self.shown}: the index would lie among the documents of {docs}; "
@@ -133,19 +132,20 @@ class Build:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Only one process builds into a folder at a time; a second one waits its turn."""
+        file = self.out.parent / f".{self.out.name}.lock"
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.out.parent / f".{self.out.name}.lock", timeout=LOCK_SECONDS)
-            with lock:
-                yield
+            with FileLock(file, timeout=LOCK_SECONDS):
+                try:
+                    yield
+                finally:
+                    file.unlink(missing_ok=True)  # a waiter notices and locks a file of its own
         except Timeout:
             raise RetrievalError(
-                f"{self.shown}: another build has held the lock {lock.lock_file} for an hour; "
+                f"{self.shown}: another build has held the lock {file} for an hour; "
                 "wait for it or stop it"
             ) from None
         except OSError as error:
-            if isinstance(error, Timeout):
-                raise
             raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> RetrievalError:
