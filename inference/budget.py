@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from inference.errors import InferenceInputError
 
@@ -23,7 +23,7 @@ class Usage:
     seconds: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in _USAGE))
 
     @property
     def tokens(self) -> int:
@@ -32,7 +32,10 @@ class Usage:
 
     def to_dict(self) -> dict[str, int | float]:
         """Plain JSON object with one key per field."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _USAGE}
+
+
+_USAGE = tuple(field.name for field in fields(Usage))
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ class _Run:
         self.workflow = workflow
         self.options = options
         past = options.past or Past()
-        self.steps: list[dict[str, Any]] = [dict(step) for step in past.steps]
+        self.past = past
+        self.steps: list[StepFinished] = []
         budget = options.budget or budget_of(workflow, inputs)
         self.meter = Meter(budget, spent=past.usage, spent_seconds=past.seconds)
         self.scope = Scope(
@@ -171,7 +172,7 @@ class _Run:
 
     def emit(self, event: Event) -> None:
         if isinstance(event, StepFinished):
-            self.steps.append(step_record(event.to_dict()))
+            self.steps.append(event)
         for sink in self.options.sinks:
             sink(event)
 
@@ -221,7 +222,7 @@ class _Run:
             self.workflow.spec.name,
             status,
             outputs,
-            mark_superseded(self.steps),
+            mark_superseded([*self.past.steps, *(step_record(s.to_dict()) for s in self.steps)]),
             usage,
             error,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,10 +38,17 @@ class NodePlan:
     sampling: Template
     save: Mapping[str, str]
 
+    @cached_property
+    def constant(self) -> Node | None:
+        """The node itself where its options hold no expression, so that it is built once."""
+        if not self.options.is_constant:
+            return None
+        return self.kind.model_validate(self.options.resolve({}))
+
     def build(self, names: Mapping[str, Any]) -> Node:
         """The node with its options resolved against state, inputs and map item."""
         try:
-            return self.kind.model_validate(self.options.resolve(names))
+            return self.constant or self.kind.model_validate(self.options.resolve(names))
         except ValidationError as error:
             first = error.errors()[0]
             option = ".".join(str(part) for part in first["loc"])

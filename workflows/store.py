@@ -14,14 +14,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
 from inference.models import models_home
 from workflows.errors import WorkflowError, WorkflowInputError
-from workflows.events import Event
+from workflows.events import Event, RunFinished, StepStarted, TextDelta
 from workflows.runtime import Past, step_record
 
 KEPT_RUNS = 200
@@ -136,7 +138,7 @@ class RunFolder:
             ) from None
         try:
             _end_last_line(self._journal)
-            with self._journal.open("a", encoding="utf-8") as lines:
+            with self._journal.open("ab", buffering=0) as lines:
                 yield Journal(lines)
         finally:
             lock.release()
@@ -151,16 +153,19 @@ class RunFolder:
 
 
 class Journal:
-    """A sink that appends every event as a line and hands it to the system at once."""
+    """A sink that appends what a run did as lines and hands each to the system at once.
 
-    def __init__(self, lines: TextIO) -> None:
+    Left out are steps that only began, whose cost is known when they end, and the result, which
+    has a file of its own.
+    """
+
+    def __init__(self, lines: RawIOBase) -> None:
         self._lines = lines
 
     def __call__(self, event: Event) -> None:
-        if event.type == "text_delta":
+        if isinstance(event, StepStarted | TextDelta | RunFinished):
             return
-        self._lines.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-        self._lines.flush()
+        self._lines.write(orjson.dumps(event.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
 
 
 def prune(keep: int) -> None:

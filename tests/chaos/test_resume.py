@@ -18,7 +18,8 @@ inputs: {to: {type: integer, default: 4}}
 state: {n: 0, seen: []}
 nodes:
   add: {use: set, with: {values: {n: "${state.n + 1}", seen: "${state.seen + [state.n]}"}}}
-  each: {use: set, with: {values: {double: "${x * 2}"}}, over: "${state.seen}", item: x, into: doubles}
+  each:
+    {use: set, with: {values: {double: "${x * 2}"}}, over: "${state.seen}", item: x, into: doubles}
 edges:
   - {from: start, to: add}
   - {from: add, when: "state.n < inputs.to", to: add}

@@ -1,0 +1,105 @@
+"""`ragwright bench`: measure speed against named peers in the same run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHES = ROOT / "tests" / "bench"
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(names: tuple[str, ...], as_json: bool) -> None:
+    """Run the benchmarks NAMES and print each figure beside its peer's.
+
+    Without a name the known ones are listed. A ratio above 1 means that we are better.
+    """
+    from inference.errors import UnknownName
+    from inference.suggest import nearest
+
+    known = _known()
+    if not names:
+        click.echo(json.dumps({"benches": known}) if as_json else "\n".join(known))
+        return
+    for name in names:
+        if name not in known:
+            raise UnknownName(f"unknown benchmark {name!r}{nearest(name, known)}")
+    reports = [_report(name) for name in names]
+    if as_json:
+        click.echo(json.dumps(reports[0] if len(reports) == 1 else {"benches": reports}))
+        return
+    for report in reports:
+        _table(report)
+
+
+def _known() -> list[str]:
+    from inference.errors import InferenceInputError
+
+    if not BENCHES.is_dir():
+        raise InferenceInputError(
+            f"no benchmarks under {BENCHES}; they come with a source checkout, run from there"
+        )
+    return sorted(
+        file.stem
+        for file in BENCHES.glob("*.py")
+        if "\ndef run(" in file.read_text(encoding="utf-8")
+    )
+
+
+def _report(name: str) -> dict[str, Any]:
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    module = importlib.import_module(f"tests.bench.{name}")
+    figures = [figure.to_dict() for figure in module.run()]
+    return {"bench": name, "machine": _machine(), "figures": figures}
+
+
+def _machine() -> dict[str, Any]:
+    """What the figures were measured on: processor, cores, memory, versions."""
+    import torch
+
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _table(report: dict[str, Any]) -> None:
+    machine = report["machine"]
+    click.echo(f"{report['bench']} on {machine['processor']}, {machine['cores']} cores")
+    for figure in report["figures"]:
+        line = f"  {figure['name']:<32} {_number(figure['value']):>10} {figure['unit']:<12}"
+        if figure["peer"]:
+            line += f" {figure['peer']}: {_number(figure['peer_value'])}"
+            line += f", ratio {_number(figure['ratio'])}"
+        spread = "" if figure["spread"] is None else f", spread {_number(figure['spread'])}"
+        click.echo(f"{line} (n={figure['n']}{spread})")
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
