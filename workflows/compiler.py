@@ -27,6 +27,7 @@ RUN_KEY = "_run"
 """A channel that is always written, because a graph cannot start on an empty state."""
 
 Route = tuple[Expression | None, list[str]]
+Router = Callable[[dict[str, Any]], Awaitable[list[str]]]
 
 
 class NoEdge(WorkflowError):
