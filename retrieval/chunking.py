@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -106,7 +107,7 @@ def _units(text: str, offsets: Offsets) -> Units:
         if first < high:
             starts.extend([first, *(start for start in found if start > first)])
     units = Units([], [], [])
-    for start, stop in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, stop in pairwise([*starts, len(text)]):
         if not units.starts or start > units.starts[-1]:
             _add(units, text, start, stop)
     return units
