@@ -11,14 +11,18 @@ from inference.terminal import bars_only_on_terminal
 def convert_gguf(source: Path, out: Path) -> None:
     """Dequantise `source` to float32 and save model, tokenizer and chat template in `out`."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # Releases that know GgufConfig keep the weights quantised unless told; earlier ones never do.
+    quantised = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": quantised(dequantize=True)} if quantised else {}
     with bars_only_on_terminal():
         model = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
-            quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
+            **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         _restore_digits(source, tokenizer)
