@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from inference.errors import InferenceInputError, ModelUnavailable, UnknownName
 from inference.models.catalog import CATALOG, WheelModel
 from inference.models.hub import HUB_ID, fetch_repository
 from inference.models.manifest import fault, read_manifest, write_manifest
+from inference.suggest import nearest
 
 RECIPE = 1
 """Raised when the way from wheel to folder changes, so that older folders are made again."""
@@ -102,12 +102,15 @@ def _entry(
     return ModelEntry(name, description, license, True, size, str(path))
 
 
-def _unknown(name: str) -> UnknownName:
-    near = get_close_matches(name.lower(), CATALOG, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+def _unknown(name: str) -> InferenceInputError:
+    if name.startswith((".", "~", "/")):
+        return InferenceInputError(
+            f"model folder {name!r} does not exist; give the folder that holds config.json and "
+            f"safetensors, or a known name ({', '.join(CATALOG)})"
+        )
     return UnknownName(
-        f"unknown model {name!r}; {hint}known names are {', '.join(CATALOG)}; "
-        "otherwise give the path of an existing checkpoint folder or a hub id like 'owner/name'"
+        f"unknown model {name!r}{nearest(name, CATALOG)}; otherwise a model is the path of an "
+        "existing checkpoint folder or a hub id like 'owner/name'"
     )
 
 

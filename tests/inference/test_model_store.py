@@ -218,7 +218,9 @@ def test_a_folder_that_is_no_safetensors_checkpoint(
 def test_an_unknown_name_gives_the_nearest() -> None:
     with pytest.raises(UnknownName, match="unknown model 'mini-lm'; did you mean 'minilm'"):
         resolve("mini-lm")
-    with pytest.raises(UnknownName, match="known names are default, minilm"):
+    with pytest.raises(UnknownName, match="unknown model 'xyzzy'; known: default, minilm"):
+        resolve("xyzzy")
+    with pytest.raises(InferenceInputError, match=r"folder '\./nowhere/at/all' does not exist"):
         resolve("./nowhere/at/all")
 
 
