@@ -86,8 +86,14 @@ def opening(question: str, demonstrations: int) -> list[Message]:
 
 def document_turn(number: int, passages: Sequence[Mapping[str, Any]]) -> Message:
     """One user turn that holds the passages of a round, joined by blanks, titles kept."""
-    texts = " ".join(f"{passage['title']}: {passage['text']}" for passage in passages)
+    texts = " ".join(titled(passage) for passage in passages)
     return _document(number, texts)
+
+
+def titled(passage: Mapping[str, Any]) -> str:
+    """A passage behind its title, without the heading that says the title again."""
+    title, text = passage["title"], passage["text"]
+    return f"{title}: {text.lstrip('# ').removeprefix(title).lstrip()}"
 
 
 def parametric_turn(number: int, passage: str) -> Message:

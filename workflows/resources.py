@@ -114,6 +114,13 @@ class Resources:
         assert self.index is not None, "checked when the resources were configured"
         return await self.pool.retriever(self.retrievers[name], self.index)
 
+    async def open(self) -> None:
+        """Open everything now, so that a bad model or index is refused before a run begins."""
+        for name in self.retrievers:
+            await self.retriever(name)
+        for name in self.engines:
+            await self.engine(name)
+
     def for_child(self, spec: WorkflowSpec) -> Resources:
         """The resources of a sub-workflow, over the same pool, index and overrides."""
         return Resources(spec, self.pool, index=self.index, overrides=self.overrides)

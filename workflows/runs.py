@@ -11,6 +11,7 @@ from typing import Any
 
 from inference import Budget
 from retrieval.cache import index_for_docs
+from retrieval.manifest import read_manifest
 from workflows.checkpoints import sqlite_saver
 from workflows.errors import WorkflowInputError
 from workflows.events import Sink
@@ -54,7 +55,6 @@ async def start_run(
     index = _index(workflow, order)
     pool = ResourcePool()
     resources = Resources(workflow.spec, pool, index=index, overrides=overrides)
-    _budget(workflow, inputs, order.budget)
     manifest = RunManifest(
         run_id=order.run_id or secrets.token_hex(6),
         workflow=workflow.spec.name,
@@ -70,7 +70,6 @@ async def start_run(
         budget=order.budget,
         versions={name: _version(name) for name in VERSIONED},
     )
-    folder = RunFolder.create(manifest)
     options = RunOptions(
         manifest.run_id,
         seed=order.seed,
@@ -79,7 +78,11 @@ async def start_run(
         sinks=sinks,
         stream_text=stream_text,
     )
-    return await _work(folder, workflow, inputs, resources, options)
+    try:
+        await resources.open()
+        return await _work(RunFolder.create(manifest), workflow, inputs, resources, options)
+    finally:
+        pool.close()
 
 
 async def resume_run(
@@ -122,7 +125,11 @@ async def resume_run(
         stream_text=stream_text,
         past=folder.past(),
     )
-    return await _work(folder, workflow, inputs, resources, options)
+    try:
+        await resources.open()
+        return await _work(folder, workflow, inputs, resources, options)
+    finally:
+        pool.close()
 
 
 async def _work(
@@ -132,15 +139,12 @@ async def _work(
     resources: Resources,
     options: RunOptions,
 ) -> RunResult:
-    try:
-        with folder.working() as journal:
-            options.sinks = (journal, *options.sinks)
-            async with sqlite_saver(folder.checkpoints) as saver:
-                result = await execute(workflow, inputs, resources, options, saver)
-            folder.finish(result.to_dict())
-            return result
-    finally:
-        resources.pool.close()
+    with folder.working() as journal:
+        options.sinks = (journal, *options.sinks)
+        async with sqlite_saver(folder.checkpoints) as saver:
+            result = await execute(workflow, inputs, resources, options, saver)
+        folder.finish(result.to_dict())
+        return result
 
 
 def _budget(
@@ -179,7 +183,11 @@ def _read(workflow: Workflow, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _fingerprint(index: Path) -> str:
-    """Hash of the index manifest, which itself holds the hash of every file of the index."""
+    """Hash of the index manifest, which itself holds the hash of every file of the index.
+
+    Raises BadIndex where there is none.
+    """
+    read_manifest(index)
     return file_sha256(index / "manifest.json")
 
 

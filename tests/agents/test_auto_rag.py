@@ -50,7 +50,9 @@ def test_any_text_is_parsed_and_only_markers_act(text: str) -> None:
         assert turn.text and turn.text == turn.text.strip()
 
 
-@given(reasoning=st.text(max_size=80), query=st.from_regex(r"[A-Za-z ]{0,20}[A-Za-z]", fullmatch=True))
+@given(
+    reasoning=st.text(max_size=80), query=st.from_regex(r"[A-Za-z ]{0,20}[A-Za-z]", fullmatch=True)
+)
 def test_the_last_query_wins_whatever_stands_before(reasoning: str, query: str) -> None:
     turn = parse_turn(f"{reasoning}\nRefined Query: {query}")
     if "query:" not in query.lower():
@@ -64,6 +66,12 @@ def test_document_turn_is_one_numbered_user_turn_with_titles() -> None:
     assert turn.content == "Retrieved Document 3: A: first. B: second."
 
 
+def test_a_heading_that_says_the_title_is_not_repeated() -> None:
+    passage = {"title": "The Mill", "text": "# The Mill\n\nIt turns."}
+    assert auto_rag.titled(passage) == "The Mill: It turns."
+    assert auto_rag.titled({"title": "A", "text": "# B\n\nA b."}) == "A: B\n\nA b."
+
+
 def test_placeholders_in_untrusted_text_are_not_filled() -> None:
     turn = auto_rag.document_turn(1, [{"title": "T", "text": "costs $number and $passages"}])
     assert turn.content.endswith("T: costs $number and $passages")
@@ -71,11 +79,11 @@ def test_placeholders_in_untrusted_text_are_not_filled() -> None:
 
 
 def test_opening_shows_demonstrations_that_parse_as_the_format_asks() -> None:
-    bare, shown = auto_rag.opening("Why?", 0), auto_rag.opening("Why?", 1)
+    bare, shown = auto_rag.opening("Why?", 0), auto_rag.opening("Why?", 2)
     assert [message.role for message in bare] == ["system", "user"]
     assert bare[-1] == shown[-1]
     actions = [parse_turn(m.content).action for m in shown if m.role == "assistant"]
-    assert actions == [Action.RETRIEVE, Action.RETRIEVE, Action.ANSWER]
+    assert actions == [Action.RETRIEVE, Action.RETRIEVE, Action.ANSWER] * 2
 
 
 def test_elicitation_has_four_demonstrations_and_ends_where_the_model_goes_on() -> None:
