@@ -1,0 +1,1 @@
+"""Benchmarks: each module with a `run` is a row of `ragwright bench`."""
