@@ -297,7 +297,8 @@ class Build:
                 manifest = manifest.model_copy(update={"generation": manifest.generation + "r"})
         target = manifest.folder(self.out)
         if self.new.exists():
-            shutil.rmtree(target, ignore_errors=True)  # of an interrupted build: nothing names it
+            if target.exists():
+                shutil.rmtree(target)  # of an interrupted build: no manifest names it
             self.new.rename(target)
         draft = self.staging / NAME
         draft.write_bytes(manifest.encode())

@@ -43,15 +43,20 @@ class Dense:
 
     def rank(self, queries: Sequence[str], depth: int, mask: Mask | None) -> list[Ranked]:
         """Best `depth` allowed rows per query with their cosine, best first, ties by row."""
+        return self.nearest(self.embedder.embed(queries), depth, mask)
+
+    def nearest(
+        self, vectors: npt.NDArray[np.float32], depth: int, mask: Mask | None
+    ) -> list[Ranked]:
+        """The same for query vectors of unit length, shape (n, dimensions)."""
         available = len(self.vectors) if mask is None else int(mask.sum())
         depth = min(depth, available)
         if not depth:
-            return [Ranked.empty() for _ in queries]
-        vectors = self.embedder.embed(queries)
+            return [Ranked.empty() for _ in vectors]
         wanted = min(depth + SPARE, available)
         scores, rows = self._search(vectors, wanted, mask)
         ranked = []
-        for number in range(len(queries)):
+        for number in range(len(vectors)):
             found, near = rows[number], scores[number]
             more = wanted
             while near[depth - 1] - near[-1] < 2 * 10**-DIGITS and more < available:

@@ -25,7 +25,7 @@ FACTS = {
 """id -> title, text, field; `copy` repeats `turing` so that ties exist."""
 
 LONG = "\n\n".join(
-    f"Chapter {n}. The ship left harbour number {n} in the morning. " * 12 for n in range(6)
+    f"Chapter {n}. The ship left harbour number {n} in the morning. " * 12 for n in range(3)
 )
 
 
