@@ -52,7 +52,19 @@ def main() -> None:
     Exit status: 0 completed, 1 the run failed, 2 bad input.
     """
     try:
-        cli(prog_name="ragwright")
+        sys.exit(cli(prog_name="ragwright", standalone_mode=False))
+    except click.Abort:
+        click.echo("ragwright: stopped", err=True)
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        remedy = f"; see `{place} --help`" if place else ""
+        problem = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"ragwright: {problem}{remedy}", err=True)
+        sys.exit(2)
     except Exception as error:
         from api.errors import exit_status
 

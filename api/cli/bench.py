@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,36 +55,16 @@ def _known() -> list[str]:
 
 
 def _report(name: str) -> dict[str, Any]:
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    module = importlib.import_module(f"tests.bench.{name}")
-    figures = [figure.to_dict() for figure in module.run()]
-    return {"bench": name, "machine": _machine(), "figures": figures}
+    """The report of one benchmark, run in a process of its own so that none disturbs the next."""
+    from inference.errors import InferenceError
 
-
-def _machine() -> dict[str, Any]:
-    """What the figures were measured on: processor, cores, memory, versions."""
-    import torch
-
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30, 1),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", name], cwd=ROOT, stdout=subprocess.PIPE, check=False
+    )
+    if done.returncode:
+        raise InferenceError(f"benchmark {name!r} failed with exit status {done.returncode}")
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 def _table(report: dict[str, Any]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from uuid import uuid4
 
 from inference.errors import InferenceInputError, NoChatTemplate, PromptTooLong
 from inference.native.model import Model
@@ -14,12 +17,35 @@ def encode(model: Model, request: Request) -> list[int]:
     if request.token_ids is not None:
         return _checked(model, f"request {request.id!r}", request.token_ids)
     if request.messages is not None:
-        text = render(model, request.messages, request.id)
-        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=False)
+        ids = _dialogue_ids(model, request.messages, request.id)
     else:
         ids = model.tokenizer.encode(request.prompt)
     if not ids:
         raise InferenceInputError(f"request {request.id!r} has a prompt of no tokens; give a text")
+    return ids
+
+
+def _dialogue_ids(model: Model, messages: Sequence[Message], request_id: str) -> list[int]:
+    """Ids of the rendered dialogue; control tokens spelled out in a message stay plain text.
+
+    A retrieved document may hold the text "<|im_end|>", and must not end its turn with it. Such a
+    dialogue is rendered with a mark in place of each content, and the pieces are encoded apart:
+    the template's with control tokens, the contents without.
+    """
+    added = model.tokenizer.added_tokens_decoder.values()
+    specials = [token.content for token in added if token.special]
+    if not any(token in m.content for m in messages for token in specials):
+        text = render(model, messages, request_id)
+        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+    key = uuid4().hex
+    marked = [replace(m, content=f"{key}:{at}:{key}") for at, m in enumerate(messages)]
+    pieces = re.split(f"{key}:([0-9]+):{key}", render(model, marked, request_id))
+    ids = []
+    for at, piece in enumerate(pieces):
+        content = at % 2 == 1
+        text = messages[int(piece)].content if content else piece
+        ids += model.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=content)
     return ids
 
 
