@@ -58,5 +58,5 @@ def adopt(resources: Resources, engine: ReplayEngine | None) -> None:
     if engine is None:
         return
     config = ReplayConfig()
-    resources.engines = {name: config for name in resources.engines}
+    resources.engines = dict.fromkeys(resources.engines, config)
     resources.pool.adopt(config, engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_two_hops_end_with_an_answer_and_its_sources(ask: Any) -> None:
 def test_the_dialogue_only_grows(ask: Any) -> None:
     _, engine = ask(FIRST, SECOND, ANSWER)
     dialogues = [list(request.messages or []) for request in engine.requests]
-    for earlier, later in zip(dialogues, dialogues[1:], strict=False):
+    for earlier, later in itertools.pairwise(dialogues):
         assert later[: len(earlier)] == earlier
 
 

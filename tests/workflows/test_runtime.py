@@ -16,7 +16,7 @@ from workflows.errors import InvalidWorkflow
 from workflows.events import Event, RunFinished, RunStarted, StepFinished, StepStarted, TextDelta
 from workflows.loading import load_workflow
 from workflows.resources import ResourcePool, Resources
-from workflows.runtime import RunOptions, RunStatus, execute, stream
+from workflows.runtime import RunOptions, RunStatus, stream
 
 COUNT = """
 name: count
@@ -126,8 +126,15 @@ def test_a_map_inside_a_loop_starts_empty_every_time(run: Run) -> None:
 name: rounds
 state: {round: 0}
 nodes:
-  each: {use: set, with: {values: {v: "${element + state.round}"}}, over: "${[10, 20]}", item: element, into: parts}
-  next: {use: set, with: {values: {round: "${state.round + 1}", kept: "${pluck(state.parts, 'v')}"}}}
+  each:
+    use: set
+    with: {values: {v: "${element + state.round}"}}
+    over: "${[10, 20]}"
+    item: element
+    into: parts
+  next:
+    use: set
+    with: {values: {round: "${state.round + 1}", kept: "${pluck(state.parts, 'v')}"}}
 edges:
   - {from: start, to: each}
   - {from: each, to: next}
