@@ -74,16 +74,19 @@ class Given(Embedder):
     """The real tokenizer with vectors drawn beforehand: a build without the forward passes."""
 
     drawn: Vectors
+    used = 0
 
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Vectors:
-        """The first `len(texts)` of the drawn vectors."""
-        return self.drawn[: len(texts)]
+        """The next drawn vectors, all different until they are used up."""
+        rows = range(self.used, self.used + len(texts))
+        self.used = rows.stop
+        return self.drawn.take(rows, axis=0, mode="wrap")
 
 
-def given(dimensions: int) -> Given:
-    """An embedder of random unit vectors."""
+def given(dimensions: int, count: int) -> Given:
+    """An embedder of `count` random unit vectors."""
     embedder = Given(default_embedder().folder)
-    drawn = np.random.default_rng(0).standard_normal((1024, dimensions), dtype=np.float32)
+    drawn = np.random.default_rng(0).standard_normal((count, dimensions), dtype=np.float32)
     embedder.drawn = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     return embedder
 
@@ -150,7 +153,7 @@ def build_figures(folder: Path, embedded: int, passages: int, n: int) -> list[Fi
             [_seconds(lambda: real.embed(texts)) for _ in range(n)],
         ),
     ]
-    many, drawn = corpus(passages, 60), given(real.dimensions)
+    many, drawn = corpus(passages, 60), given(real.dimensions, passages)
     figures.append(
         paired(
             f"build {passages} passages, vectors given",
@@ -166,7 +169,7 @@ def build_figures(folder: Path, embedded: int, passages: int, n: int) -> list[Fi
 def search_figures(folder: Path, passages: int, n: int) -> list[Figure]:
     """One query at a time over an index of `passages`: whole, dense part, lexical part."""
     documents, real = corpus(passages, 60), default_embedder()
-    drawn = given(real.dimensions)
+    drawn = given(real.dimensions, passages)
     build_index(documents, folder / "search", embedder=drawn)
     peer = Peer(joined(documents), drawn, folder / "search-peer")
     peer.embedder = real
