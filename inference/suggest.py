@@ -7,10 +7,10 @@ from difflib import get_close_matches
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: "; did you mean 'x'?", or the known names where none is near."""
+    """The remedy for an unknown name: "did you mean 'x'?", or all known names if none is near."""
     names = sorted(known)
     folded = {candidate.casefold(): candidate for candidate in names}
-    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {folded[close[0]]!r}?"
-    return f"; known: {', '.join(names)}" if names else "; there are none"
+        return f"did you mean {folded[close[0]]!r}?"
+    return f"known: {', '.join(names)}" if names else "there are none"

@@ -70,6 +70,11 @@ def chunk(text: str, offsets: Offsets, size: int, overlap: int) -> Iterator[tupl
     between two words. Neighbours share up to `overlap` tokens, from a sentence start
     where there is one.
     """
+    if len(text) <= BLOCK and len(offsets(text)) + len(text) // LONGEST_TOKEN < size:
+        if stripped := text.strip():  # fits as a whole, whatever its units are
+            start = text.index(stripped[0])
+            yield start, start + len(stripped)
+        return
     units = _units(text, offsets)
     count = len(units.starts)
     first = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+
+from inference.suggest import nearest
 
 
 class RetrievalError(Exception):
@@ -49,6 +50,4 @@ class UnknownName(RetrievalInputError):
 
 def unknown_name(kind: str, name: str, known: Collection[str]) -> UnknownName:
     """The error for a name that does not exist, with the nearest one that does."""
-    near = get_close_matches(name, sorted(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
-    return UnknownName(f"unknown {kind} {name!r}; {hint}")
+    return UnknownName(f"unknown {kind} {name!r}; {nearest(name, known)}")

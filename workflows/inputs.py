@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from workflows.checks.draft import nearest
+from inference.suggest import nearest
 from workflows.errors import WorkflowInputError
 from workflows.operators import kind
 from workflows.schema import InputSpec

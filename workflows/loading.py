@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from workflows.checks.draft import Draft, Tables, nearest
+from inference.suggest import nearest
+from workflows.checks.draft import Draft, Tables
 from workflows.errors import InvalidWorkflow, WorkflowInputError
 from workflows.expressions import Expression, ExpressionError, Template
 from workflows.inputs import check_inputs, parse_input, value_problem

@@ -98,7 +98,7 @@ class Resources:
     def _engine_config(self, name: str, resource: ResourceSpec) -> EngineConfig:
         use = self.overrides.engine or resource.use
         if use not in ENGINES:
-            raise WorkflowInputError(f"unknown engine {use!r}{nearest(use, ENGINES)}")
+            raise WorkflowInputError(f"unknown engine {use!r}; {nearest(use, ENGINES)}")
         options = resource.options if use == resource.use else {}
         if self.overrides.model is not None:
             options = {**options, "model": self.overrides.model}

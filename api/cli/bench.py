@@ -31,7 +31,7 @@ def bench(names: tuple[str, ...], as_json: bool) -> None:
         return
     for name in names:
         if name not in known:
-            raise UnknownName(f"unknown benchmark {name!r}{nearest(name, known)}")
+            raise UnknownName(f"unknown benchmark {name!r}; {nearest(name, known)}")
     reports = [_report(name) for name in names]
     if as_json:
         click.echo(json.dumps(reports[0] if len(reports) == 1 else {"benches": reports}))

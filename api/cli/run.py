@@ -111,7 +111,7 @@ def _budget(pairs: Sequence[str]) -> dict[str, float] | None:
     limits: dict[str, float] = {}
     for key, text in _pairs(pairs, "--budget").items():
         if key not in kinds:
-            raise WorkflowInputError(f"unknown budget {key!r}{nearest(key, kinds)}")
+            raise WorkflowInputError(f"unknown budget {key!r}; {nearest(key, kinds)}")
         try:
             limits[key] = kinds[key](text)
         except ValueError:

@@ -109,7 +109,7 @@ def _unknown(name: str) -> InferenceInputError:
             f"safetensors, or a known name ({', '.join(CATALOG)})"
         )
     return UnknownName(
-        f"unknown model {name!r}{nearest(name, CATALOG)}; otherwise a model is the path of an "
+        f"unknown model {name!r}; {nearest(name, CATALOG)}; otherwise a model is the path of an "
         "existing checkpoint folder or a hub id like 'owner/name'"
     )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -104,14 +103,6 @@ class Draft:
             if node is not None:
                 keys |= self.written(node)
         return keys
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Remedy for an unknown name: the nearest known one, or all of them."""
-    names = sorted(known)
-    if near := get_close_matches(name, names, 1):
-        return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(names)}" if names else "there are none"
 
 
 def _section(tree: Tree, name: str) -> list[tuple[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from workflows.checks.draft import Draft, nearest
+from inference.suggest import nearest
+from workflows.checks.draft import Draft
 from workflows.schema import END, START, EdgeSpec
 from workflows.source import Path
 

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from inference import InferenceInputError, SamplingParams
-from workflows.checks.draft import Draft, nearest
+from inference.suggest import nearest
+from workflows.checks.draft import Draft
 from workflows.checks.shape import field_names, findings
 from workflows.expressions import ExpressionError, Template
 from workflows.inputs import type_problem, value_problem

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from workflows.checks.draft import Draft, nearest
+from inference.suggest import nearest
+from workflows.checks.draft import Draft
 from workflows.expressions import Expression, ExpressionError, Template, split_template
 from workflows.grammar import Reference
 from workflows.operators import FUNCTIONS, kind

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from workflows.checks.draft import Draft, nearest
+from inference.suggest import nearest
+from workflows.checks.draft import Draft
 from workflows.operators import kind
 from workflows.schema import (
     BudgetSpec,
