@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from api.cli import main
 from inference import Request, SamplingParams
 from inference.engine import NativeConfig
+from tests.api.conftest import Ragwright
 from tests.inference.tiny import checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
@@ -25,23 +26,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str) -> Run:
-    """Exit status, standard output and standard error of `ragwright generate ...`."""
-
-    def call(*arguments: str, command: str = "generate") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ragwright", command, *arguments])
-        capsys.readouterr()
-        status: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-        return (status, *capsys.readouterr())
-
-    def with_model(*arguments: str) -> tuple[int, str, str]:
-        return call("--model", model, "--max-tokens", "12", *arguments)
-
-    return with_model
+def run(ragwright: Ragwright, model: str) -> Run:
+    """`ragwright generate ...` of twelve tokens by a tiny model."""
+    return partial(ragwright, "generate", "--model", model, "--max-tokens", "12")
 
 
 def test_json_of_one_prompt(run: Run, model: str) -> None:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from api.cli import main
+from tests.api.conftest import Ragwright
 from tests.inference.tiny import checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Exit status, standard output and standard error of `ragwright models ...`, empty cache."""
+def run(ragwright: Ragwright, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`ragwright models ...` with an empty cache."""
     monkeypatch.setenv("RAGWRIGHT_HOME", str(tmp_path / "home"))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ragwright", "models", *arguments])
-        status: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-        return (status, *capsys.readouterr())
-
-    return call
+    return partial(ragwright, "models")
 
 
 def test_list_of_an_empty_cache(run: Run, tmp_path: Path) -> None:
@@ -69,12 +58,10 @@ def test_bad_names_are_one_line(run: Run, tmp_path: Path, name: str, message: st
 
 @pytest.mark.default_model
 def test_the_default_model_is_listed_as_cached(
-    default_engine: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    default_engine: object, ragwright: Ragwright
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["ragwright", "models", "pull", "default", "--json"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-    entry = json.loads(capsys.readouterr().out)
+    status, out, _ = ragwright("models", "pull", "default", "--json")
+    assert status == 0
+    entry = json.loads(out)
     assert entry["cached"] and entry["size"] > 500e6
     assert (Path(entry["path"]) / "model.safetensors").is_file()
