@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inference import Budget
+from retrieval.build import Progress
 from retrieval.cache import index_for_docs
 from retrieval.manifest import read_manifest
 from workflows.checkpoints import sqlite_saver
@@ -42,9 +43,15 @@ class RunOrder:
 
 
 async def start_run(
-    order: RunOrder, sinks: Sequence[Sink] = (), stream_text: bool = False
+    order: RunOrder,
+    sinks: Sequence[Sink] = (),
+    stream_text: bool = False,
+    progress: Progress | None = None,
 ) -> RunResult:
-    """Check an order, then run it with checkpoints; nothing is written if the order is bad."""
+    """Check an order, then run it with checkpoints; no run is begun if the order is bad.
+
+    `progress` hears how far the indexing of `order.docs` is.
+    """
     workflow = load_workflow(order.workflow)
     inputs = workflow.check_inputs({**order.inputs, **_read(workflow, order.texts)})
     if order.graph is not None:
@@ -52,7 +59,7 @@ async def start_run(
             f"workflow {workflow.spec.name!r} uses no graph; leave --graph {order.graph} out"
         )
     overrides = Overrides(order.engine, order.model)
-    index = _index(workflow, order)
+    index = _index(workflow, order, progress)
     pool = ResourcePool()
     resources = Resources(workflow.spec, pool, index=index, overrides=overrides)
     manifest = RunManifest(
@@ -154,7 +161,7 @@ def _budget(
     return replace(budget_of(workflow, inputs), **(given or {}))  # type: ignore[arg-type]
 
 
-def _index(workflow: Workflow, order: RunOrder) -> Path | None:
+def _index(workflow: Workflow, order: RunOrder, progress: Progress | None) -> Path | None:
     if not retrieves(workflow):
         given = order.docs or order.index
         if given is not None:
@@ -163,7 +170,7 @@ def _index(workflow: Workflow, order: RunOrder) -> Path | None:
             )
         return None
     if order.docs is not None:
-        return index_for_docs(order.docs)
+        return index_for_docs(order.docs, progress)
     if order.index is None:
         raise WorkflowInputError(
             f"workflow {workflow.spec.name!r} searches documents; give --docs PATH or --index DIR"

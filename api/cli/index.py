@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from retrieval import Hit
-    from retrieval.index import BuildReport, Progress
+    from retrieval.index import BuildReport
 
 DIR = click.Path(path_type=Path)
 
@@ -35,10 +32,11 @@ def build(
     docs: Path, out: Path, chunk_tokens: int | None, overlap: int | None, as_json: bool
 ) -> None:
     """Make an index of DOCS, a file or a folder of .txt .md .html .pdf .jsonl documents."""
+    from api.cli.progress import build_progress
     from retrieval.index import build_index
 
     settings = _settings(chunk_tokens, overlap)
-    with _progress() as progress:
+    with build_progress() as progress:
         report = build_index(docs, out, settings=settings, progress=progress)
     _print_report(report, as_json)
 
@@ -49,9 +47,10 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def add(folder: Path, docs: Path, as_json: bool) -> None:
     """Add DOCS to the index DIR; documents of the same id are replaced."""
+    from api.cli.progress import build_progress
     from retrieval.index import add_documents
 
-    with _progress() as progress:
+    with build_progress() as progress:
         report = add_documents(folder, docs, progress=progress)
     _print_report(report, as_json)
 
@@ -137,23 +136,3 @@ def _print_report(report: BuildReport, as_json: bool) -> None:
         f"({report.embedded} embedded, {report.reused} reused{removed}) "
         f"in {report.seconds:.1f} s"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Progress bars on standard error, one per stage, if that is a terminal."""
-    from tqdm import tqdm
-
-    bars: dict[str, tqdm[Any]] = {}
-
-    def update(stage: str, done: int, total: int | None) -> None:
-        if stage not in bars:
-            unit = {"read": " documents", "embed": " passages"}.get(stage, "")
-            bars[stage] = tqdm(desc=stage, total=total, unit=unit, disable=not sys.stderr.isatty())
-        bars[stage].update(done - bars[stage].n)
-
-    try:
-        yield update
-    finally:
-        for bar in bars.values():
-            bar.close()

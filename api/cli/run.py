@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def run(workflow: str | None, **options: Any) -> None:
     import asyncio
 
     from api.cli.account import Account
+    from api.cli.progress import build_progress
     from workflows.errors import WorkflowInputError
     from workflows.runs import resume_run, start_run
 
@@ -45,19 +47,18 @@ def run(workflow: str | None, **options: Any) -> None:
     account = Account(quiet=as_json)
     sinks: list[Any] = [account]
     handle = _open_trace(trace) if trace is not None else None
-    try:
+    with ExitStack() as closing:
+        closing.callback(account.close)
         if handle is not None:
+            closing.callback(handle.close)
             sinks.append(_trace_sink(handle))
+        progress = closing.enter_context(build_progress())
         if options["resume"] is not None:
             job = resume_run(options["resume"], _budget(options["limits"]), sinks, account.live)
         else:
             assert workflow is not None
-            job = start_run(_order(workflow, options), sinks, account.live)
+            job = start_run(_order(workflow, options), sinks, account.live, progress)
         result = asyncio.run(job)
-    finally:
-        account.close()
-        if handle is not None:
-            handle.close()
     if as_json:
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
     else:
