@@ -62,6 +62,7 @@ def _plan(scope: Scope, name: str) -> NodePlan:
         scope.workflow.options[name],
         scope.workflow.sampling[name],
         node.save,
+        node.timeout,
     )
 
 
@@ -79,17 +80,15 @@ def _state_schema(scope: Scope) -> Any:
 
 
 def _policies(node: NodeSpec) -> dict[str, Any]:
-    policies: dict[str, Any] = {}
-    if node.timeout is not None:
-        policies["timeout"] = node.timeout
-    if node.retry is not None:
-        policies["retry_policy"] = RetryPolicy(
-            initial_interval=node.retry.backoff_seconds,
-            max_attempts=node.retry.attempts,
-            jitter=False,
-            retry_on=_worth_retrying,
-        )
-    return policies
+    if node.retry is None:
+        return {}
+    policy = RetryPolicy(
+        initial_interval=node.retry.backoff_seconds,
+        max_attempts=node.retry.attempts,
+        jitter=False,
+        retry_on=_worth_retrying,
+    )
+    return {"retry_policy": policy}
 
 
 def _worth_retrying(error: Exception) -> bool:

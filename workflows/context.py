@@ -88,12 +88,19 @@ class StepContext:
         return int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8], "big")
 
     async def _run(self, engine: Engine, request: Request) -> Output:
+        """The output; on cancellation, what was spent until the abort is charged first."""
+        streaming = self.scope.stream_text and Capability.STREAM in engine.capabilities
+        work = asyncio.ensure_future(
+            self._stream(engine, request) if streaming else _generate(engine, request)
+        )
         try:
-            if self.scope.stream_text and Capability.STREAM in engine.capabilities:
-                return await self._stream(engine, request)
-            return (await asyncio.to_thread(engine.generate, [request]))[0]
+            return await asyncio.shield(work)
         except asyncio.CancelledError:
-            engine.abort(request.id)
+            while not work.done():  # a request that has not reached the engine cannot be aborted
+                engine.abort(request.id)
+                await asyncio.wait({work}, timeout=0.05)
+            if work.exception() is None:
+                self._charge(work.result().usage)
             raise
 
     async def _stream(self, engine: Engine, request: Request) -> Output:
@@ -131,3 +138,7 @@ class StepContext:
     def _charge(self, usage: Usage) -> None:
         self.usage = self.usage + usage
         self.scope.meter.charge(usage)
+
+
+async def _generate(engine: Engine, request: Request) -> Output:
+    return (await asyncio.to_thread(engine.generate, [request]))[0]

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.errors import GraphRecursionError, InvalidUpdateError, NodeTimeoutError
+from langgraph.errors import GraphRecursionError, InvalidUpdateError
 
 from inference import Budget, InferenceError, Usage
 from retrieval import RetrievalError
@@ -110,8 +110,6 @@ async def execute(
         limit = workflow.spec.limits.steps
         message = f"the graph did not end within {limit} steps; raise limits.steps or mend its loop"
         status, error = RunStatus.FAILED, {"code": "step_limit", "message": message}
-    except NodeTimeoutError as caught:
-        status, error = RunStatus.FAILED, {"code": "timeout", "message": str(caught)}
     except (WorkflowError, InferenceError, RetrievalError, InvalidUpdateError) as caught:
         status, error = RunStatus.FAILED, _error(caught)
     return run.finish(status, state or run.scope.last_state, error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +29,12 @@ class NodeFailed(WorkflowError):
     code = "node_failed"
 
 
+class NodeTimeout(WorkflowError):
+    """A node took longer than its `timeout`."""
+
+    code = "timeout"
+
+
 @dataclass(frozen=True)
 class NodePlan:
     """A node of the file, ready to run: its class, its options, its renaming."""
@@ -37,6 +45,7 @@ class NodePlan:
     options: Template
     sampling: Template
     save: Mapping[str, str]
+    timeout: float | None
 
     @cached_property
     def constant(self) -> Node | None:
@@ -103,7 +112,8 @@ class Scope:
         error: dict[str, str] | None = None
         try:
             context.sampling = plan.sampling.resolve(names)
-            return plan.rename(await plan.build(names).run(state, context))
+            async with _limited(plan):
+                return plan.rename(await plan.build(names).run(state, context))
         except BaseException as caught:
             error = {"code": _code(caught), "message": str(caught) or type(caught).__name__}
             raise
@@ -156,6 +166,20 @@ class Scope:
 def budget_of(workflow: Workflow, inputs: Mapping[str, Any]) -> Budget:
     """The budget section of a file, its expressions resolved against the inputs."""
     return Budget(**workflow.budget.resolve({"inputs": inputs}))
+
+
+@asynccontextmanager
+async def _limited(plan: NodePlan) -> AsyncIterator[None]:
+    """Cancel the node when its time is over, and wait until it has cleaned up."""
+    try:
+        async with asyncio.timeout(plan.timeout) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise NodeTimeout(
+            f"node {plan.name!r} took longer than its timeout of {plan.timeout:g} s; raise it"
+        ) from None
 
 
 def _code(error: BaseException) -> str:

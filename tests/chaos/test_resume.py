@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.inference.tiny import checkpoint
 
 WORKFLOW = """
 name: tally
@@ -122,3 +125,29 @@ def test_an_unknown_or_unsafe_run_id_is_refused(home: dict[str, str], run_id: st
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_an_interrupt_from_the_keyboard_ends_a_run_as_cancelled(
+    home: dict[str, str], tmp_path: Path
+) -> None:
+    model = checkpoint(tmp_path / "model", context=100_000, endless=True)
+    started = tmp_path / "trace.jsonl"
+    order = ["closed_book", "--question", "Why?", "--model", str(model), "--run-id", "killed"]
+    more = ["--input", "max_tokens=90000", "--budget", "tokens=95000", "--trace", str(started)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api.cli", "run", *order, *more, "--json"],
+        env=home,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while "step_started" not in (started.read_text() if started.exists() else ""):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    result = json.loads(out)
+    assert process.returncode == 1
+    assert (result["status"], result["error"]["code"]) == ("cancelled", "cancelled")
+    assert 0 < result["usage"]["completion_tokens"] < 90_000
+    assert result["steps"][-1]["usage"]["completion_tokens"] == result["usage"]["completion_tokens"]

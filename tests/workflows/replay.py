@@ -77,6 +77,8 @@ class ReplayEngine:
             turn = turn.split(stop)[0]
         words = turn.split(" ")[: request.sampling.max_tokens]
         reason = FinishReason.STOP if len(words) == len(turn.split(" ")) else FinishReason.LENGTH
+        if request.id in self.aborted:
+            reason = FinishReason.ABORTED
         usage = Usage(self.count_tokens(request), 0, len(words), 1, 0, self.seconds)
         ids = tuple(range(len(words)))
         return Output(request.id, " ".join(words), ids, reason, usage, Stats())
