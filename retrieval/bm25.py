@@ -34,6 +34,11 @@ STOPWORDS = frozenset(
 )
 """Lucene's English stop words."""
 K1, B = 1.5, 0.75
+TITLE_WEIGHT = 2
+"""How often a title counts as if it stood in the text (a field weight, as in BM25F).
+
+The title is matched here and not embedded: in a short vector it would crowd out the passage.
+"""
 DATA, INDICES, INDPTR, VOCABULARY = (
     "bm25.data.npy",
     "bm25.indices.npy",

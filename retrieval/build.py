@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from retrieval.arrays import save_array, sync
 from retrieval.bm25 import FILES as BM25_FILES
-from retrieval.bm25 import Bm25
+from retrieval.bm25 import TITLE_WEIGHT, Bm25
 from retrieval.chunking import ChunkSettings
 from retrieval.documents import Document, files, load
 from retrieval.embedding import Embedder, Vectors, default_embedder
@@ -214,8 +214,9 @@ class Build:
         return Staged(self.new, staging.passages, staging.identifiers)
 
     def _passages(self, staged: Staged) -> Iterator[str]:
+        """What BM25 reads of each passage: its title, weighted, and its text."""
         for _, title, text in staged.passages():
-            yield f"{title}\n{text}"
+            yield f"{title}\n" * TITLE_WEIGHT + text
 
     def _embed(self, staged: Staged, old: Index | None) -> None:
         """Write vectors.npy: unchanged rows are copied, journalled ones read, others computed."""
@@ -245,22 +246,20 @@ class Build:
     ) -> Vectors:
         out = np.empty((len(block), self.embedder.dimensions), dtype=np.float32)
         pending: list[tuple[int, str, bytes]] = []
-        for place, (origin, title, text) in enumerate(block):
+        for place, (origin, _, text) in enumerate(block):
             if origin != FRESH and old is not None:
                 out[place] = old.vectors[origin]
                 continue
-            heading, _ = self.settings.heading(title, self.embedder.offsets)
-            joined = f"{heading}\n{text}" if heading else text
-            key = text_key(joined)
+            key = text_key(text)
             if key in journal:
                 out[place] = journal.vector(key)
             else:
-                pending.append((place, joined, key))
+                pending.append((place, text, key))
         pending.sort(key=lambda item: len(item[1]))
         settled = done + len(block) - len(pending)
         for low in range(0, len(pending), BATCH):
             batch = pending[low : low + BATCH]
-            vectors = self.embedder.embed([joined for _, joined, _ in batch], BATCH)
+            vectors = self.embedder.embed([text for _, text, _ in batch], BATCH)
             out[[place for place, _, _ in batch]] = vectors
             journal.append([key for _, _, key in batch], vectors)
             self.embedded += len(batch)

@@ -28,10 +28,9 @@ WIDE_SENTENCE_END = "\u3002\uff01\uff1f"
 
 
 class ChunkSettings(BaseModel):
-    """Size of a passage (its title and its text) and overlap of neighbours, in tokens.
+    """Size of a passage and overlap of neighbours, in tokens.
 
-    The default fills MiniLM's window of 256, of which two frame the text. A title takes at
-    most a quarter of a passage; what is longer is not embedded with it.
+    The default fills MiniLM's window of 256, of which two frame the text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,14 +43,6 @@ class ChunkSettings(BaseModel):
         if self.overlap > self.tokens // 4:
             raise ValueError(f"overlap must be at most a quarter of tokens={self.tokens}")
         return self
-
-    def heading(self, title: str, offsets: Offsets) -> tuple[str, int]:
-        """The part of a title that stands before every passage, and its tokens."""
-        spans = offsets(title)
-        room = self.tokens // 4
-        if len(spans) > room:
-            return title[: spans[room - 1][1]], room
-        return title.strip(), len(spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +59,8 @@ def chunk(text: str, offsets: Offsets, size: int, overlap: int) -> Iterator[tupl
 
     A span ends at the last paragraph end in its second half, else at a sentence end, else
     between two words. Neighbours share up to `overlap` tokens, from a sentence start
-    where there is one.
+    where there is one; an overlap of at most a quarter of `size` (as `ChunkSettings` demands)
+    makes every span reach further than the one before.
     """
     if len(text) <= BLOCK and len(offsets(text)) + len(text) // LONGEST_TOKEN < size:
         if stripped := text.strip():  # fits as a whole, whatever its units are

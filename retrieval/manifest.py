@@ -16,7 +16,7 @@ from retrieval.errors import BadIndex
 
 NAME = "manifest.json"
 FORMAT = "ragwright-index"
-VERSION = 1
+VERSION = 2
 GENERATION = re.compile(r"[0-9a-f]{16}r*")
 """Names of the folders with the files of an index: a hash of their content."""
 REBUILD = "build it again with: ragwright index build DOCS --out DIR"

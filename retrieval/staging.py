@@ -28,7 +28,7 @@ FRESH = -1
 
 
 def content_hash(document: Document) -> str:
-    """sha256 of what a document's vectors depend on: its title and its text."""
+    """sha256 of what a document's passages depend on: its title and its text."""
     whole = hashlib.sha256()
     for part in (document.title, document.text):
         encoded = part.encode("utf-8")
@@ -75,9 +75,8 @@ class Staging:
             rows = self._old.rows_of(number)
             spans = [(int(self._old.spans[r, 1]), int(self._old.spans[r, 2]), r) for r in rows]
         else:
-            offsets, settings = self._embedder.offsets, self._settings
-            _, taken = settings.heading(document.title, offsets)
-            found = chunk(document.text, offsets, settings.tokens - taken, settings.overlap)
+            settings = self._settings
+            found = chunk(document.text, self._embedder.offsets, settings.tokens, settings.overlap)
             spans = [(start, end, FRESH) for start, end in found]
         texts = [document.text[start:end] for start, end, _ in spans]
         self._write(document.id, self._row(document, digest), spans, texts)

@@ -23,9 +23,7 @@ def index() -> None:
 @index.command()
 @click.argument("docs", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=DIR, help="Folder of the index; an old one is replaced.")
-@click.option(
-    "--chunk-tokens", type=int, help="Longest passage with its title, in tokens (32 to 254)."
-)
+@click.option("--chunk-tokens", type=int, help="Longest passage, in tokens (32 to 254).")
 @click.option("--overlap", type=int, help="Tokens that neighbouring passages share.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(

@@ -19,7 +19,7 @@ import numpy as np
 from Stemmer import Stemmer
 
 from retrieval.bm25 import K1 as K
-from retrieval.bm25 import STOPWORDS, B
+from retrieval.bm25 import STOPWORDS, TITLE_WEIGHT, B
 from retrieval.cache import index_for_docs
 from retrieval.documents import Document
 from retrieval.embedding import Embedder, Vectors, default_embedder
@@ -65,11 +65,6 @@ def corpus(count: int, words: int) -> list[Document]:
     return [Document(f"d{n}", f"Title {n}", "bench", text) for n, text in enumerate(texts)]
 
 
-def joined(documents: Sequence[Document]) -> list[str]:
-    """What is embedded and indexed of each document."""
-    return [f"{document.title}\n{document.text}" for document in documents]
-
-
 class Given(Embedder):
     """The real tokenizer with vectors drawn beforehand: a build without the forward passes."""
 
@@ -94,15 +89,16 @@ def given(dimensions: int, count: int) -> Given:
 class Peer:
     """The libraries underneath, used directly, for the same passages."""
 
-    def __init__(self, texts: Sequence[str], embedder: Embedder, out: Path) -> None:
-        """Embed, add to FAISS, index by bm25s, and save both."""
+    def __init__(self, documents: Sequence[Document], embedder: Embedder, out: Path) -> None:
+        """Embed the texts, add to FAISS, index titles and texts by bm25s, and save both."""
         self.embedder = embedder
+        texts = [document.text for document in documents]
         self.faiss: Any = faiss.IndexFlatIP(embedder.dimensions)
         for low in range(0, len(texts), 1024):
             block = sorted(texts[low : low + 1024], key=len)
             for start in range(0, len(block), 32):
                 self.faiss.add(embedder.embed(block[start : start + 32]))
-        tokens = self.tokens(texts)
+        tokens = self.tokens([f"{d.title}\n" * TITLE_WEIGHT + d.text for d in documents])
         self.bm25 = bm25s.BM25(k1=K, b=B, method="lucene", backend="numpy")
         self.bm25.index(tokens, show_progress=False)
         out.mkdir(parents=True, exist_ok=True)
@@ -138,13 +134,13 @@ def build_figures(folder: Path, embedded: int, passages: int, n: int) -> list[Fi
     fresh = _fresh_names(folder)
     real = default_embedder()
     some = corpus(embedded, 60)
-    texts = joined(some)
+    texts = [document.text for document in some]
     figures = [
         paired(
             f"build {embedded} passages",
             lambda: build_index(some, fresh()),
             PEER,
-            lambda: Peer(texts, real, fresh()),
+            lambda: Peer(some, real, fresh()),
             n=n,
         ),
         alone(
@@ -159,7 +155,7 @@ def build_figures(folder: Path, embedded: int, passages: int, n: int) -> list[Fi
             f"build {passages} passages, vectors given",
             lambda: build_index(many, fresh(), embedder=drawn),
             PEER,
-            lambda: Peer(joined(many), drawn, fresh()),
+            lambda: Peer(many, drawn, fresh()),
             n=3,
         )
     )
@@ -171,7 +167,7 @@ def search_figures(folder: Path, passages: int, n: int) -> list[Figure]:
     documents, real = corpus(passages, 60), default_embedder()
     drawn = given(real.dimensions, passages)
     build_index(documents, folder / "search", embedder=drawn)
-    peer = Peer(joined(documents), drawn, folder / "search-peer")
+    peer = Peer(documents, drawn, folder / "search-peer")
     peer.embedder = real
     index: Index = open_index(folder / "search")
     hybrid = retriever_config("hybrid").open(folder / "search")

@@ -206,7 +206,7 @@ def test_an_index_of_another_model_is_refused(
 def test_an_unknown_format_version_is_refused(built: Path) -> None:
     manifest = open_index(built).manifest.model_copy(update={"version": 99})
     (built / "manifest.json").write_bytes(manifest.encode())
-    with pytest.raises(BadIndex, match="format version 99, this program reads 1"):
+    with pytest.raises(BadIndex, match="format version 99, this program reads 2"):
         open_index(built)
 
 

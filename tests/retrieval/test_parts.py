@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from Stemmer import Stemmer
 
+from retrieval import Passage
 from retrieval.bm25 import K1 as K
 from retrieval.bm25 import STOPWORDS, B, Bm25
 from retrieval.documents import Document
@@ -50,14 +51,13 @@ def lucene_bm25(query: str, texts: list[str]) -> list[float]:
     return scores
 
 
-def indexed_texts(index: Index) -> list[str]:
-    """Title and text of every passage."""
-    passages = [index.passage(row) for row in range(len(index))]
-    return [f"{p.title}\n{p.text}" for p in passages]
+def passages(index: Index) -> list[Passage]:
+    """Every passage in index order."""
+    return [index.passage(row) for row in range(len(index))]
 
 
 def test_bm25_equals_the_definition(index: Index) -> None:
-    texts = indexed_texts(index)
+    texts = [f"{p.title} {p.title} {p.text}" for p in passages(index)]
     for query in QUERIES:
         np.testing.assert_allclose(
             index.bm25.scores(query), lucene_bm25(query, texts), rtol=1e-5, atol=1e-6
@@ -65,7 +65,7 @@ def test_bm25_equals_the_definition(index: Index) -> None:
 
 
 def test_dense_equals_brute_force(index: Index, embedder: Embedder) -> None:
-    vectors = embedder.embed(indexed_texts(index))
+    vectors = embedder.embed([p.text for p in passages(index)])
     scores = embedder.embed(QUERIES).astype(np.float64) @ vectors.T
     found = retriever_config("dense").open(index.path).search(QUERIES, len(index))
     for row, hits in zip(scores, found, strict=True):
