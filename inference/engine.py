@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from inference.requests import Chunk, Output, Request, Score
 
@@ -92,13 +92,21 @@ class EngineConfig(BaseModel):
 
 
 class NativeConfig(EngineConfig):
-    """The engine of this project: transformers models under an own decode loop."""
+    """The engine of this project: transformers models under an own step loop.
+
+    A step computes at most `step_tokens` tokens of at most `step_rows` requests. Key/value
+    entries of all running requests take up to `kv_cache_bytes`, but never less than one context;
+    `prefix_cache_bytes` of them stay for later requests that begin alike.
+    """
 
     model: str = "default"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
-    prefix_cache_bytes: int = 512 * 2**20
+    prefix_cache_bytes: int = Field(512 * 2**20, ge=0)
+    kv_cache_bytes: int = Field(2**31, ge=1)
+    step_tokens: int = Field(512, ge=1)
+    step_rows: int = Field(256, ge=1)
 
     provides = frozenset(
         {

@@ -1,8 +1,9 @@
-"""The native engine: the door to the decode loop, safe from any thread."""
+"""The native engine: the door to the step loop, safe from any thread."""
 
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,22 +13,35 @@ import torch
 from inference.engine import Capability, NativeConfig
 from inference.errors import InferenceError, InferenceInputError
 from inference.models import resolve
-from inference.native.decode import Decoder, Interrupted, Job
+from inference.native.answer import Answer
+from inference.native.blocks import salt
+from inference.native.loop import Core
 from inference.native.model import Model
-from inference.native.prefix import PrefixCache
 from inference.native.prompts import continuation_ids, encode, fit
-from inference.native.score import score
-from inference.requests import Chunk, Output, Request, Score
+from inference.native.score import Reading, Scoring
+from inference.native.sequence import Sequence as Row
+from inference.native.task import Job
+from inference.requests import Chunk, FinishReason, Output, Request, Score
 
 
 class NativeEngine:
-    """Engine over a transformers model; requests of one call run one after the other."""
+    """Engine over a transformers model; all requests of all threads share one running batch."""
 
-    def __init__(self, model: Model, prefix_cache_bytes: int = 512 * 2**20) -> None:
-        self._loaded: Model | None = model
+    def __init__(self, model: Model, config: NativeConfig | None = None) -> None:
+        config = config or NativeConfig()
+        self._loaded: tuple[Model, Core] | None = (
+            model,
+            Core(
+                model,
+                config.kv_cache_bytes,
+                config.prefix_cache_bytes,
+                config.step_tokens,
+                config.step_rows,
+            ),
+        )
         self._name = model.name
+        self._salt = salt(model.name)
         self._context_length = model.context_length
-        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._running: dict[str, Job] = {}
         self._registry = threading.Lock()
 
@@ -38,7 +52,7 @@ class NativeEngine:
             torch.set_num_threads(config.threads)
         folder = resolve(config.model)
         model = Model.load(folder, config.model, config.dtype, config.device)
-        return cls(model, config.prefix_cache_bytes)
+        return cls(model, config)
 
     @property
     def model(self) -> str:
@@ -52,17 +66,13 @@ class NativeEngine:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the decode loop can do with this model."""
-        model = self._model()
-        missing = set() if model.reusable else {Capability.PREFIX_REUSE}
-        if not model.tokenizer.chat_template:
-            missing.add(Capability.CHAT)
-        return NativeConfig.provides - missing
+        """What the step loop can do with this model."""
+        chat = self._model().tokenizer.chat_template
+        return NativeConfig.provides - (set() if chat else {Capability.CHAT})
 
-    @property
-    def prefixes(self) -> PrefixCache:
-        """Key/value entries kept between requests."""
-        return self._prefixes
+    def forget_prefixes(self) -> None:
+        """Drop the key/value entries kept between requests."""
+        self._core().forget()
 
     def generate(
         self, requests: Sequence[Request], on_output: Callable[[Output], object] | None = None
@@ -71,61 +81,89 @@ class NativeEngine:
 
         `on_output` sees each output as it is finished. A deadline counts from this call.
         """
-        outputs = []
+        finished: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
+
+        def emit(item: Chunk | Exception) -> None:
+            if isinstance(item, Exception) or item.output is not None:
+                finished.put(item)
+
+        outputs: dict[str, Output] = {}
         with self._admitted(requests) as jobs:
-            for job in jobs:
-                for chunk in Decoder(self._model(), self._prefixes, job).run():
-                    if chunk.output is not None:
-                        outputs.append(chunk.output)
-                if on_output is not None:
-                    on_output(outputs[-1])
-        return outputs
+            self._start(jobs, emit)
+            try:
+                while len(outputs) < len(jobs):
+                    output = _output(finished.get())
+                    outputs[output.id] = output
+                    if on_output is not None:
+                        on_output(output)
+            except BaseException:
+                for job in jobs:
+                    job.cancelled.set()
+                raise
+        return [outputs[request.id] for request in requests]
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks as they are produced; closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        arrived: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        ended = threading.Event()
 
-        def post(item: Chunk | Exception) -> None:
+        def emit(item: Chunk | Exception) -> None:
             with suppress(RuntimeError):  # the loop was closed; nobody listens any more
-                loop.call_soon_threadsafe(queue.put_nowait, item)
+                loop.call_soon_threadsafe(arrived.put_nowait, item)
+            if isinstance(item, Exception) or item.output is not None:
+                ended.set()
 
-        def work(job: Job) -> None:
-            try:
-                for chunk in Decoder(self._model(), self._prefixes, job).run():
-                    post(chunk)
-            except Exception as error:  # handed to the consumer, which raises it
-                post(error)
-
-        with self._admitted([request]) as (job,):
-            worker = threading.Thread(target=work, args=(job,), name=f"decode-{request.id}")
-            worker.start()
+        with self._admitted([request]) as jobs:
+            self._start(jobs, emit)
             try:
                 while True:
-                    item = await queue.get()
+                    item = await arrived.get()
                     if isinstance(item, Exception):
                         raise item
                     yield item
                     if item.output is not None:
                         return
             finally:
-                job.cancelled.set()
-                await asyncio.to_thread(worker.join)
+                jobs[0].cancelled.set()
+                await asyncio.to_thread(ended.wait)
 
     def score(self, request: Request, continuations: Sequence[str | Sequence[int]]) -> list[Score]:
         """Natural-log probabilities of each continuation after the request's prompt.
 
         A text continuation is tokenised on its own, without special tokens.
         """
-        model = self._model()
-        ids = continuation_ids(model, request, continuations)
+        ids = continuation_ids(self._model(), request, continuations)
+        if not ids:
+            return []
+        core = self._core()
+        found: queue.SimpleQueue[tuple[int, Score | FinishReason | Exception]] = queue.SimpleQueue()
         with self._admitted([request]) as (job,):
+            tasks = [
+                Scoring(job, piece, self._salt, lambda result, at=at: found.put((at, result)))  # type: ignore[misc]
+                for at, piece in enumerate(ids)
+            ]
+
+            def split(prompt: Row) -> None:
+                # The last prompt token is read again by each: its logits give the first score.
+                core.fork(prompt, tasks, len(job.prompt) - 1)
+
+            core.add([Reading(job, self._salt, split, lambda why: found.put((-1, why)))])
+            scores: dict[int, Score] = {}
             try:
-                return score(model, self._prefixes, job, ids) if ids else []
-            except Interrupted as interruption:
-                raise InferenceError(
-                    f"scoring request {request.id!r} ended early: {interruption.reason.value}"
-                ) from None
+                while len(scores) < len(ids):
+                    at, result = found.get()
+                    if isinstance(result, Exception):
+                        raise result
+                    if isinstance(result, FinishReason):
+                        raise InferenceError(
+                            f"scoring request {request.id!r} ended early: {result.value}"
+                        )
+                    scores[at] = result
+            except BaseException:
+                job.cancelled.set()
+                raise
+        return [scores[at] for at in range(len(ids))]
 
     def count_tokens(self, request: Request) -> int:
         """Number of prompt tokens the request will cost, before any truncation."""
@@ -143,16 +181,27 @@ class NativeEngine:
     def close(self) -> None:
         """Abort what is running and release the model and its caches."""
         with self._registry:
-            for job in self._running.values():
-                job.cancelled.set()
-            self._loaded = None
-        self._prefixes.clear()
+            loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded[1].close()
+
+    def _open(self) -> tuple[Model, Core]:
+        loaded = self._loaded
+        if loaded is None:
+            raise InferenceError(f"the engine of model {self._name!r} is closed; open it again")
+        return loaded
 
     def _model(self) -> Model:
-        model = self._loaded
-        if model is None:
-            raise InferenceError(f"the engine of model {self._name!r} is closed; open it again")
-        return model
+        return self._open()[0]
+
+    def _core(self) -> Core:
+        return self._open()[1]
+
+    def _start(self, jobs: Sequence[Job], emit: Callable[[Chunk | Exception], object]) -> None:
+        """Hand the jobs to the step loop together."""
+        model, core = self._open()
+        size = core.runner.store.token_bytes
+        core.add([Answer(model, job, emit, size, self._salt) for job in jobs])
 
     @contextmanager
     def _admitted(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
@@ -175,3 +224,10 @@ class NativeEngine:
             with self._registry:
                 for job in jobs:
                     del self._running[job.request.id]
+
+
+def _output(item: Chunk | Exception) -> Output:
+    if isinstance(item, Exception):
+        raise item
+    assert item.output is not None
+    return item.output

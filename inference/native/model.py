@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,11 @@ import torch
 from safetensors import SafetensorError
 
 from inference.errors import InferenceError, InferenceInputError
-from inference.native.prefix import Layers
 from inference.terminal import bars_only_on_terminal
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+MOVING_ROPE = {"dynamic", "longrope"}
+FAMILIES = "choose a model of the Llama, Qwen2, Qwen3, Mistral or SmolLM family"
 
 
 class Model:
@@ -30,11 +29,8 @@ class Model:
         self.context_length = _context_length(self.config, name)
         self.vocabulary = int(network.get_input_embeddings().weight.shape[0])
         self.stop_ids = _stop_ids(network, tokenizer)
-        # Full attention entries also serve sliding layers (the mask hides what is too old), and
-        # can be cut at any position; recurrent states cannot, so such models reuse nothing.
-        self.reusable = PLAIN_LAYERS.issuperset(getattr(self.config, "layer_types", None) or ())
+        _refuse_unsupported(self.config, name)
         self._keeps = "logits_to_keep" in inspect.signature(network.forward).parameters
-        self._lock = threading.Lock()
 
     @classmethod
     def load(cls, folder: Path, name: str, dtype: str, device: str) -> Model:
@@ -72,33 +68,31 @@ class Model:
             )
         return cls(network.to(device), tokenizer, name)
 
-    def cache(self, layers: Layers = ()) -> Any:
-        """A key/value cache that begins with a copy of `layers`."""
-        from transformers import DynamicCache
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        kept: torch.Tensor,
+        **context: object,
+    ) -> torch.Tensor | None:
+        """Float32 logits [len(kept), vocabulary] of rows `kept` of `ids` [1, tokens].
 
-        if not self.reusable:
-            return DynamicCache(config=self.config)
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(layers):
-            cache.update(keys, values, index)
-        return cache
-
-    def forward(self, ids: Sequence[int], cache: Any, keep: int = 1) -> torch.Tensor:
-        """Float32 logits [keep, vocabulary] of the last `keep` of `ids`, which enter `cache`."""
-        with self._lock, torch.inference_mode():
-            batch = torch.tensor([list(ids)], device=self.device)
-            options = {"logits_to_keep": keep} if self._keeps else {}
-            try:
-                output = self.network(
-                    input_ids=batch, past_key_values=cache, use_cache=True, **options
-                )
-            except torch.OutOfMemoryError as error:
-                raise InferenceError(
-                    f"{self.device} has too little memory for model {self.name!r} at this length; "
-                    "use a shorter prompt, dtype bfloat16 or a smaller prefix_cache_bytes"
-                ) from error
-            logits: torch.Tensor = output.logits[0, -keep:].float()
-            return logits
+        `context` reaches every attention layer. None where no row is kept.
+        """
+        options = {"logits_to_keep": kept} if self._keeps else {}
+        try:
+            output = self.network(
+                input_ids=ids, position_ids=positions, use_cache=False, **options, **context
+            )
+        except torch.OutOfMemoryError as error:
+            raise InferenceError(
+                f"{self.device} has too little memory for model {self.name!r} at this length; "
+                "use a shorter prompt, dtype bfloat16, or smaller kv_cache_bytes or step_tokens"
+            ) from error
+        if not len(kept):
+            return None
+        logits: torch.Tensor = output.logits[0] if self._keeps else output.logits[0, kept]
+        return logits.float()
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -106,25 +100,6 @@ class Model:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
-
-
-def entries(cache: Any) -> Layers:
-    """The key and value tensors a cache holds now."""
-    return tuple(
-        (layer.keys, layer.values)
-        for layer in cache.layers
-        if getattr(layer, "keys", None) is not None
-    )
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of every tensor a cache holds, recurrent states included."""
-    return sum(
-        value.numel() * value.element_size()
-        for layer in cache.layers
-        for value in vars(layer).values()
-        if isinstance(value, torch.Tensor)
-    )
 
 
 def _context_length(config: Any, name: str) -> int:
@@ -144,3 +119,21 @@ def _stop_ids(network: Any, tokenizer: Any) -> frozenset[int]:
     if stated is None:
         return frozenset()
     return frozenset(stated if isinstance(stated, list) else [stated])
+
+
+def _refuse_unsupported(config: Any, name: str) -> None:
+    """Raise for what a batch of independent sequences cannot be right with."""
+    others = set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS
+    if others:
+        raise InferenceInputError(
+            f"model {name!r} has layers of type {sorted(others)}; the native engine runs full and "
+            f"sliding attention only; {FAMILIES}"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {str(rope.get("rope_type"))} & MOVING_ROPE
+    if kinds:
+        # Their frequencies follow the longest sequence of a forward, so neighbours would matter.
+        raise InferenceInputError(
+            f"model {name!r} scales its positions by {sorted(kinds)[0]!r}, which would let the "
+            f"requests of a batch change each other; {FAMILIES}"
+        )

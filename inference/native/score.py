@@ -2,39 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from inference.native.decode import PREFILL_TOKENS, Job, prefill
-from inference.native.model import Model, entries
-from inference.native.prefix import PrefixCache
-from inference.requests import Score
+from inference.native.sequence import Sequence as Row
+from inference.native.task import Job
+from inference.requests import FinishReason, Score
 
 
-def score(
-    model: Model, prefixes: PrefixCache, job: Job, continuations: Sequence[Sequence[int]]
-) -> list[Score]:
-    """One Score per continuation (token ids, none empty), in natural logarithms."""
-    state = prefill(model, prefixes, job)
-    shared = entries(state.cache)
-    if model.reusable:
-        prefixes.store(job.prompt, shared)
-    scores = []
-    for ids in continuations:
-        # The prompt's entries are copied for each continuation; a model whose state cannot be
-        # copied reads the prompt again.
-        cache = model.cache(shared) if model.reusable else prefill(model, prefixes, job).cache
-        logprobs = [_logprob(state.logits[None], ids[:1])]
-        for start in range(0, len(ids) - 1, PREFILL_TOKENS):
-            piece = ids[start : min(start + PREFILL_TOKENS, len(ids) - 1)]
-            logits = model.forward(piece, cache, keep=len(piece))
-            logprobs.append(_logprob(logits, ids[start + 1 : start + 1 + len(piece)]))
-        scores.append(Score(tuple(ids), tuple(torch.cat(logprobs).tolist())))
-    return scores
+class Reading:
+    """Task that reads a prompt and then hands its row to `done`, before its blocks go back."""
+
+    def __init__(
+        self,
+        job: Job,
+        salt: bytes,
+        done: Callable[[Row], object],
+        failed: Callable[[FinishReason | Exception], object],
+    ) -> None:
+        self.job = job
+        self.sequence = Row(list(job.prompt), salt=salt)
+        self._done = done
+        self._failed = failed
+
+    def begin(self) -> None:
+        """Nothing is timed."""
+
+    def stepped(self) -> None:
+        """Nothing is counted."""
+
+    def take(self, logits: torch.Tensor) -> FinishReason | None:
+        """The prompt is read."""
+        self._done(self.sequence)
+        return FinishReason.LENGTH
+
+    def end(self, reason: FinishReason) -> None:
+        """Report an end that came early."""
+        if reason is not FinishReason.LENGTH:
+            self._failed(reason)
+
+    def fail(self, error: Exception) -> None:
+        """Report the error."""
+        self._failed(error)
 
 
-def _logprob(logits: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
-    """Log-probability of `ids[i]` under row i of `logits` [len(ids), vocabulary], on the CPU."""
-    wanted = torch.tensor(list(ids), device=logits.device)[:, None]
-    return torch.log_softmax(logits, dim=-1).gather(1, wanted)[:, 0].cpu()
+class Scoring:
+    """Task that forks a prompt and collects the log-probability of each further token."""
+
+    def __init__(
+        self,
+        job: Job,
+        continuation: Sequence[int],
+        salt: bytes,
+        done: Callable[[Score | FinishReason | Exception], object],
+    ) -> None:
+        self.job = job
+        self._first = len(job.prompt) - 1
+        self._continuation = tuple(continuation)
+        # The last token is never read: nothing after it is asked for.
+        ids = [*job.prompt, *continuation[:-1]]
+        self.sequence = Row(ids, len(ids), salt, wanted=self._first)
+        self._logprobs: list[float] = []
+        self._done = done
+
+    def begin(self) -> None:
+        """Nothing is timed."""
+
+    def stepped(self) -> None:
+        """Nothing is counted."""
+
+    def take(self, logits: torch.Tensor) -> FinishReason | None:
+        """Keep the log-probabilities of the tokens that follow these rows."""
+        # After the step `cached` counts these rows; a preempted row starts over from its first.
+        end = self.sequence.cached - self._first
+        start = end - len(logits)
+        wanted = torch.tensor(self._continuation[start:end], device=logits.device)[:, None]
+        found = torch.log_softmax(logits, dim=-1).gather(1, wanted)[:, 0].tolist()
+        self._logprobs[start:] = found
+        return FinishReason.LENGTH if end == len(self._continuation) else None
+
+    def end(self, reason: FinishReason) -> None:
+        """Report the score, or why there is none."""
+        whole = reason is FinishReason.LENGTH
+        self._done(Score(self._continuation, tuple(self._logprobs)) if whole else reason)
+
+    def fail(self, error: Exception) -> None:
+        """Report the error."""
+        self._done(error)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from inference import (
     Capability,
+    Chunk,
     Engine,
     FinishReason,
     InferenceError,
@@ -23,9 +24,11 @@ from inference import (
 )
 from inference.engine import NativeConfig
 from inference.errors import NoChatTemplate, PromptTooLong
-from inference.native.decode import Decoder, Job
+from inference.native.answer import Answer
 from inference.native.engine import NativeEngine
+from inference.native.loop import Core
 from inference.native.prompts import encode
+from inference.native.task import Job
 from tests.inference.conftest import open_engine
 from tests.inference.tiny import checkpoint
 
@@ -99,33 +102,54 @@ def test_a_stop_string_over_token_boundaries(tiny: Tiny, seed: int) -> None:
     assert tried > 3
 
 
-def decoder(engine: NativeEngine, **options: Any) -> tuple[Job, Decoder]:
-    options.setdefault("sampling", SamplingParams(max_tokens=100))
-    request = Request(prompt="the quick brown fox", **options)
-    model = engine._model()
-    job = Job(request, encode(model, request))
-    return job, Decoder(model, engine.prefixes, job)
-
-
 def test_an_abort_takes_effect_within_one_step(tiny: Tiny) -> None:
-    job, running = decoder(tiny("llama", endless=True))
-    chunks = running.run()
-    seen = [next(chunks) for _ in range(3)]
-    produced = sum(len(c.token_ids) for c in seen)
-    job.cancelled.set()
-    (last,) = list(chunks)
+    engine = tiny("llama", endless=True)
+    request = Request(prompt="the quick brown fox", sampling=SamplingParams(max_tokens=100))
+    model, core = engine._open()
+    job = Job(request, encode(model, request))
+    emitted: list[Chunk] = []
+
+    def emit(item: Chunk | Exception) -> None:
+        assert isinstance(item, Chunk)
+        emitted.append(item)
+        if len(emitted) == 3:
+            job.cancelled.set()
+            produced.append(sum(len(c.token_ids) for c in emitted))
+
+    produced: list[int] = []
+    answer = Answer(model, job, emit, core.runner.store.token_bytes)
+    drive(core, answer)
+    *seen, last = emitted
     assert last.output is not None
     assert last.output.finish_reason is FinishReason.ABORTED
-    assert last.output.stats.forwards == produced + 1
+    assert last.output.stats.forwards == produced[0] == len(last.output.token_ids)
     assert last.output.text == "".join(c.text for c in [*seen, last])
     assert last.output.token_ids == tuple(i for c in [*seen, last] for i in c.token_ids)
+    assert core.blocks.used == 0
+
+
+def drive(core: Core, task: Answer) -> None:
+    """Run a task in the step thread and wait for it to leave."""
+    left = threading.Event()
+    end = task.end
+
+    def counted(reason: FinishReason) -> None:
+        end(reason)
+        left.set()
+
+    task.end = counted  # type: ignore[method-assign]
+    core.add([task])
+    assert left.wait(60)
 
 
 def test_an_abort_before_the_prompt_is_read_costs_nothing(tiny: Tiny) -> None:
-    job, running = decoder(tiny("llama"))
+    model, core = tiny("llama")._open()
+    request = Request(prompt="the quick brown fox", sampling=SamplingParams(max_tokens=100))
+    job = Job(request, encode(model, request))
     job.cancelled.set()
-    (last,) = list(running.run())
-    assert last.output is not None
+    emitted: list[Any] = []
+    drive(core, Answer(model, job, emitted.append, 1))
+    (last,) = emitted
     assert (last.output.finish_reason, last.output.stats.forwards) == (FinishReason.ABORTED, 0)
 
 

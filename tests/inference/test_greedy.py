@@ -11,6 +11,7 @@ import torch
 from inference import FinishReason, Message, Request, SamplingParams
 from inference.native.engine import NativeEngine
 from inference.native.prompts import encode
+from tests.inference.tiny import network
 
 Tiny = Callable[..., NativeEngine]
 
@@ -31,9 +32,8 @@ VARIANTS = [
 
 def reference(engine: NativeEngine, request: Request, **options: Any) -> list[int]:
     """Ids that transformers generates for the request."""
-    model = engine._model()
-    ids = torch.tensor([encode(model, request)])
-    out = model.network.generate(
+    ids = torch.tensor([encode(engine._model(), request)])
+    out = network(engine.model).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=request.sampling.max_tokens,

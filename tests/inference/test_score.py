@@ -11,6 +11,7 @@ from inference import InferenceInputError, Message, Request
 from inference.errors import PromptTooLong
 from inference.native.engine import NativeEngine
 from inference.native.prompts import encode
+from tests.inference.tiny import network
 
 Tiny = Callable[..., NativeEngine]
 CONTINUATIONS = [" river", " lazy dog while the river runs", [7, 300, 9], [5]]
@@ -18,7 +19,7 @@ CONTINUATIONS = [" river", " lazy dog while the river runs", [7, 300, 9], [5]]
 
 def full_forward(engine: NativeEngine, prompt: list[int], ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
-        logits = engine._model().network(torch.tensor([prompt + ids]), use_cache=False).logits[0]
+        logits = network(engine.model)(torch.tensor([prompt + ids]), use_cache=False).logits[0]
     rows = torch.log_softmax(logits.double(), dim=-1)[len(prompt) - 1 : -1]
     return rows.gather(1, torch.tensor(ids)[:, None])[:, 0]
 
@@ -26,7 +27,7 @@ def full_forward(engine: NativeEngine, prompt: list[int], ids: list[int]) -> tor
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
 def test_scores_equal_one_full_forward(tiny: Tiny, kind: str) -> None:
     engine = tiny(kind)
-    engine.prefixes.clear()
+    engine.forget_prefixes()
     model = engine._model()
     for request in (
         Request(prompt="The quick brown fox"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
+
+from inference.models import resolve
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog while the river runs north.",
@@ -29,6 +33,7 @@ CONFIGS: dict[str, type[Any]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "mistral": MistralConfig,
+    "qwen3": Qwen3Config,
 }
 
 
@@ -90,3 +95,9 @@ def checkpoint(
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
+
+
+@lru_cache(maxsize=8)
+def network(name: str) -> Any:
+    """The model as transformers alone runs it, float32, to compare with."""
+    return AutoModelForCausalLM.from_pretrained(resolve(name), dtype=torch.float32).eval()

@@ -1,0 +1,154 @@
+"""The step loop: one thread that batches whatever work any other thread hands in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from inference.errors import InferenceError
+from inference.native.blocks import BLOCK, BlockManager
+from inference.native.model import Model
+from inference.native.runner import Runner
+from inference.native.scheduler import Scheduler
+from inference.native.sequence import Sequence as Row
+from inference.native.task import Task
+from inference.requests import FinishReason
+
+IDLE_SECONDS = 2.0
+"""How long the thread stays without work; the next work starts another."""
+
+
+class Core:
+    """Scheduler, runner and the tasks they serve.
+
+    `add` may be called from any thread; `fork` by a task from inside a step. Everything else
+    happens in the step thread.
+    """
+
+    def __init__(
+        self, model: Model, kv_bytes: int, prefix_bytes: int, budget: int, rows: int
+    ) -> None:
+        self.runner = Runner(model)
+        block_bytes = BLOCK * self.runner.store.token_bytes
+        # One sequence must always be able to fill the context, or it could wait for ever.
+        capacity = max(kv_bytes // block_bytes, -(-model.context_length // BLOCK))
+        self.blocks = BlockManager(capacity, min(capacity, prefix_bytes // block_bytes))
+        self.runner.attach(self.blocks)
+        self.scheduler = Scheduler(self.blocks, budget, rows)
+        self._tasks: dict[Row, Task] = {}
+        self._inbox: list[Task] = []
+        self._forget = False
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Hand in work; it joins the running batch at the next step."""
+        with self._changed:
+            if self._closed:
+                raise InferenceError("the engine is closed; open it again")
+            self._inbox += tasks
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="engine-steps", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def fork(self, parent: Row, tasks: Sequence[Task], cached: int) -> None:
+        """Start tasks whose rows share the first `cached` entries of `parent`; inside a step."""
+        for task in tasks:
+            self._tasks[task.sequence] = task
+            self.scheduler.fork(parent, task.sequence, cached)
+
+    def forget(self) -> None:
+        """Drop every kept prefix, before the next step if one is running."""
+        with self._changed:
+            self._forget = True
+            if self._thread is None:
+                self._tidy()
+
+    def close(self) -> None:
+        """End all work as aborted and wait for the thread."""
+        with self._changed:
+            self._closed = True
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while self._collect():
+            self._interrupt()
+            try:
+                self._step()
+            except Exception as error:
+                # A forward that failed leaves no entry that can be trusted.
+                for task in list(self._tasks.values()):
+                    self._leave(task, error)
+                self.blocks.clear()
+
+    def _collect(self) -> bool:
+        """Take in new work, waiting for it if there is none; False ends the thread."""
+        with self._changed:
+            if not (self._inbox or self._tasks or self._closed):
+                self._changed.wait(IDLE_SECONDS)
+            self._tidy()
+            for task in self._inbox:
+                self._tasks[task.sequence] = task
+                self.scheduler.add(task.sequence)
+            self._inbox = []
+            if self._tasks:
+                return True
+            self._thread = None
+            return False
+
+    def _tidy(self) -> None:
+        if self._forget:
+            self.blocks.clear()
+            self._forget = False
+
+    def _interrupt(self) -> None:
+        """End what was aborted or ran out of time; its blocks are free for this step."""
+        for task in list(self._tasks.values()):
+            reason = FinishReason.ABORTED if self._closed else task.job.interrupted()
+            if reason is not None:
+                self._leave(task, reason)
+
+    def _step(self) -> None:
+        picked = self.scheduler.schedule()
+        if not picked:
+            return
+        tasks = [self._tasks[row] for row in picked]
+        for row, task in zip(picked, tasks, strict=True):
+            if row.turn < 0:
+                task.begin()
+        copies, self.blocks.copies = self.blocks.copies, []
+        results = self.runner.step(picked, copies)
+        self.scheduler.advance()
+        for task in tasks:
+            task.stepped()
+        with torch.inference_mode():
+            for row, logits in results:
+                self._deliver(self._tasks[row], logits)
+
+    def _deliver(self, task: Task, logits: torch.Tensor) -> None:
+        """Give a task its logits; one that breaks harms nobody else."""
+        try:
+            reason = task.take(logits)
+        except Exception as error:
+            self._leave(task, error)
+            return
+        if reason is not None:
+            self._leave(task, reason)
+
+    def _leave(self, task: Task, outcome: FinishReason | Exception) -> None:
+        del self._tasks[task.sequence]
+        self.scheduler.finish(task.sequence)
+        if isinstance(outcome, Exception):
+            task.fail(outcome)
+            return
+        try:
+            task.end(outcome)
+        except Exception as error:
+            task.fail(error)

@@ -1,0 +1,142 @@
+"""What the next forward pass computes: SplitFuse composition over sequences; holds no tensors.
+
+Decoding rows first, then prompts in chunks up to a token budget (Dynamic SplitFuse, DeepSpeed
+FastGen, arXiv 2401.08671); a prompt is admitted when blocks for all of it are free.
+"""
+
+from __future__ import annotations
+
+from inference.native.blocks import BlockManager
+from inference.native.sequence import Sequence, Status
+
+GUARD = 4
+"""Preemptions after which a sequence is no victim any more and comes first (Splitwise)."""
+
+
+class Scheduler:
+    """Waiting and running sequences; one `schedule` before and one `advance` after each step."""
+
+    def __init__(self, blocks: BlockManager, budget: int, rows: int) -> None:
+        self.blocks = blocks
+        self.budget = budget
+        self.rows = rows
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self._picked: list[Sequence] = []
+        self._arrivals = 0
+        self._turns = 0
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence; it joins at the next step that has room."""
+        seq.arrival = self._arrivals
+        self._arrivals += 1
+        self._queue(seq)
+
+    def fork(self, parent: Sequence, child: Sequence, cached: int) -> None:
+        """Queue `child`, sharing the entries of the first `cached` tokens of `parent`."""
+        self.blocks.fork(parent, child, cached)
+        self.add(child)
+
+    def schedule(self) -> list[Sequence]:
+        """The sequences of the next step, each with `scheduled` > 0, within the budget."""
+        self._picked = []
+        preempted = sum(s.preemptions for s in self.waiting)
+        decoding = [s for s in self.running if s.remaining == 1]
+        # Where the budget is smaller than their number, the one that waited longest goes first.
+        for seq in sorted(decoding, key=lambda s: s.turn):
+            if self._room() and seq.status is Status.RUNNING and self._secure(seq):
+                self._pick(seq)
+        for seq in sorted(self.running, key=lambda s: s.arrival):
+            if self._room() and seq.remaining > 1:
+                self._pick(seq)
+        # Blocks that were just taken from somebody are not given to a newcomer.
+        if preempted == sum(s.preemptions for s in self.waiting):
+            while self._room() and self.waiting and len(self.running) < self.rows:
+                seq = self.waiting[0]
+                if not self._admit(seq):
+                    break
+                self._pick(seq)
+        return list(self._picked)
+
+    def advance(self) -> None:
+        """Count what the last schedule planned as computed."""
+        for seq in self._picked:
+            seq.cached += seq.scheduled
+            seq.scheduled = 0
+            seq.turn = self._turns
+            self._turns += 1
+            self.blocks.publish(seq)
+        self._picked = []
+
+    def finish(self, seq: Sequence) -> None:
+        """Remove a sequence in whatever state and take its blocks back at once."""
+        if seq.status is Status.FINISHED:
+            return
+        (self.running if seq.status is Status.RUNNING else self.waiting).remove(seq)
+        self._drop(seq)
+        seq.status = Status.FINISHED
+
+    def preempt(self, seq: Sequence) -> None:
+        """Take the blocks of a running sequence; it will compute its tokens again."""
+        self.running.remove(seq)
+        self._drop(seq)
+        seq.preemptions += 1
+        self._queue(seq)
+
+    def _room(self) -> int:
+        return self.budget - sum(seq.scheduled for seq in self._picked)
+
+    def _pick(self, seq: Sequence) -> None:
+        seq.scheduled = min(seq.remaining, self._room())
+        self._picked.append(seq)
+
+    def _queue(self, seq: Sequence) -> None:
+        seq.status = Status.WAITING
+        self.waiting.append(seq)
+        self.waiting.sort(key=lambda s: (s.preemptions < GUARD, s.arrival))
+
+    def _drop(self, seq: Sequence) -> None:
+        if seq in self._picked:
+            self._picked.remove(seq)
+        seq.scheduled = 0
+        self.blocks.release(seq)
+
+    def _secure(self, seq: Sequence) -> bool:
+        """A place for the next token of a running sequence; False if it was the victim itself."""
+        while not self.blocks.grow(seq, seq.cached + 1):
+            if self._strip(sparing=None):
+                continue
+            guarded = [s for s in self.running if s.preemptions < GUARD] or self.running
+            victim = max(guarded, key=lambda s: s.arrival)
+            self.preempt(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _admit(self, seq: Sequence) -> bool:
+        """Start a waiting sequence if blocks for all of its tokens are free."""
+        while True:
+            matched = not seq.blocks
+            if matched:
+                self.blocks.match(seq)
+            if self.blocks.grow(seq, len(seq.ids)):
+                break
+            if matched:
+                self.blocks.release(seq)
+            # With nobody running, what waiting forks hold is all that can be in the way.
+            if self.running or not (self._strip(sparing=seq) or self._strip(sparing=None)):
+                return False
+        self.waiting.remove(seq)
+        self.running.append(seq)
+        seq.status = Status.RUNNING
+        if not seq.preemptions:
+            seq.reused = seq.cached
+        return True
+
+    def _strip(self, sparing: Sequence | None) -> bool:
+        """Take the blocks of the newest waiting fork that holds any."""
+        holders = [s for s in self.waiting if s.blocks and s is not sparing]
+        if not holders:
+            return False
+        self.blocks.release(max(holders, key=lambda s: s.arrival))
+        return True

@@ -1,0 +1,64 @@
+"""The key and value tensors behind the blocks, one pair per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class Store:
+    """Per layer keys and values [slots, heads, head_dim]; it grows as higher slots are used."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self._slots = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token takes in all layers, from the tensors themselves."""
+        return sum(
+            t[0].numel() * t.element_size() for kv in (self.keys, self.values) for t in kv.values()
+        )
+
+    def reserve(self, slots: int) -> None:
+        """Have room for slot numbers below `slots`."""
+        if slots <= self._slots:
+            return
+        # Doubling keeps the copies rare; memory that is never written is never resident on a CPU.
+        self._slots = max(slots, 2 * self._slots)
+        for held in (self.keys, self.values):
+            for layer, old in held.items():
+                grown = old.new_empty(self._slots, *old.shape[1:])
+                grown[: len(old)] = old
+                held[layer] = grown
+
+    def write(
+        self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Put key and value [tokens, heads, head_dim] of one layer into `slots` [tokens]."""
+        if layer not in self.keys:
+            self.keys[layer] = key.new_empty(self._slots, *key.shape[1:])
+            self.values[layer] = value.new_empty(self._slots, *value.shape[1:])
+        self.keys[layer].index_copy_(0, slots, key)
+        self.values[layer].index_copy_(0, slots, value)
+
+    def read(
+        self, layer: int, runs: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [tokens, heads, head_dim] of slot ranges; one range is not copied."""
+        keys, values = self.keys[layer], self.values[layer]
+        if len(runs) == 1:
+            start, end = runs[0]
+            return keys[start:end], values[start:end]
+        return (
+            torch.cat([keys[start:end] for start, end in runs]),
+            torch.cat([values[start:end] for start, end in runs]),
+        )
+
+    def copy(self, source: int, target: int, slots: int) -> None:
+        """Copy `slots` entries from slot `source` on to slot `target` on."""
+        for held in (self.keys, self.values):
+            for tensor in held.values():
+                tensor[target : target + slots] = tensor[source : source + slots]

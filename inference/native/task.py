@@ -1,0 +1,67 @@
+"""What the step loop knows about a piece of work: its row, when to end it, whom to tell."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from inference.native.sequence import Sequence
+from inference.requests import FinishReason, Request
+
+
+@dataclass(slots=True)
+class Job:
+    """A checked request with its prompt ids; `created` is on the monotonic clock."""
+
+    request: Request
+    prompt: list[int]
+    truncated: int = 0
+    created: float = field(default_factory=time.monotonic)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    seed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = self.request.sampling.seed
+        # 53 bits survive any JSON reader, so a reported seed can be given back.
+        self.seed = secrets.randbits(53) if given is None else given
+
+    def interrupted(self) -> FinishReason | None:
+        """Why to end before the next forward pass, if so."""
+        if self.cancelled.is_set():
+            return FinishReason.ABORTED
+        seconds = self.request.seconds
+        if seconds is not None and time.monotonic() - self.created >= seconds:
+            return FinishReason.DEADLINE
+        return None
+
+
+class Task(Protocol):
+    """Work on one sequence; every method is called by the step loop, in its thread."""
+
+    job: Job
+    sequence: Sequence
+
+    def begin(self) -> None:
+        """The first step that computes something for it is about to run."""
+        ...
+
+    def stepped(self) -> None:
+        """A forward pass computed some of its tokens."""
+        ...
+
+    def take(self, logits: torch.Tensor) -> FinishReason | None:
+        """Use its wanted rows [rows, vocabulary] of this step; a reason ends it."""
+        ...
+
+    def end(self, reason: FinishReason) -> None:
+        """It left the loop; its blocks are free."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """It left the loop without a result."""
+        ...

@@ -1,0 +1,237 @@
+"""Block manager and scheduler under random work: counts add up, budgets hold, nobody starves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from inference.native.blocks import BlockManager, salt
+from inference.native.scheduler import GUARD, Scheduler
+from inference.native.sequence import Sequence, Status
+
+SIZE = 4
+CAPACITY = 12
+CONTEXT = SIZE * CAPACITY  # one sequence always fits, as in the engine
+
+
+class Work(RuleBasedStateMachine):
+    """Sequences come, fork, decode, end and are preempted; a model store records each write."""
+
+    @initialize(budget=st.integers(1, 20), rows=st.integers(1, 5), keep=st.integers(0, CAPACITY))
+    def start(self, budget: int, rows: int, keep: int) -> None:
+        self.blocks = BlockManager(CAPACITY, keep, SIZE)
+        self.scheduler = Scheduler(self.blocks, budget, rows)
+        self.live: list[Sequence] = []
+        self.store: dict[int, tuple[int, ...]] = {}  # slot -> tokens up to the one written there
+
+    @rule(ids=st.lists(st.integers(0, 1), min_size=1, max_size=24), expected=st.integers(0, 40))
+    def add(self, ids: list[int], expected: int) -> None:
+        seq = Sequence(list(ids), expected, salt("model"))
+        self.live.append(seq)
+        self.scheduler.add(seq)
+
+    @precondition(lambda self: any(s.cached for s in self.live))
+    @rule(data=st.data())
+    def fork(self, data: Any) -> None:
+        parent = data.draw(st.sampled_from([s for s in self.live if s.cached]))
+        cached = data.draw(st.integers(0, min(parent.cached, len(parent.ids) - 1)))
+        tail = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=5))
+        child = Sequence([*parent.ids[:cached], *tail][:CONTEXT], salt=parent.salt)
+        self.live.append(child)
+        self.scheduler.fork(parent, child, min(cached, len(child.ids) - 1))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data: Any) -> None:
+        seq = data.draw(st.sampled_from(self.live))
+        self.live.remove(seq)
+        self.scheduler.finish(seq)
+        assert (seq.blocks, seq.status) == ([], Status.FINISHED)
+
+    @precondition(lambda self: self.scheduler.running)
+    @rule(data=st.data())
+    def preempt(self, data: Any) -> None:
+        self.scheduler.preempt(data.draw(st.sampled_from(self.scheduler.running)))
+
+    @rule()
+    def clear(self) -> None:
+        self.blocks.clear()
+
+    @rule(token=st.integers(0, 1))
+    def step(self, token: int) -> None:
+        decoding = [s for s in self.scheduler.running if s.remaining == 1]
+        picked = self.scheduler.schedule()
+        assert picked or not self.live
+        total = sum(s.scheduled for s in picked)
+        assert total <= self.scheduler.budget and len(self.scheduler.running) <= max(
+            self.scheduler.rows, 1
+        )
+        assert all(s.scheduled > 0 for s in picked) and len(set(map(id, picked))) == len(picked)
+        skipped = [s for s in decoding if s.status is Status.RUNNING and s not in picked]
+        if skipped:  # only where decoding alone fills the budget
+            assert all(s in decoding for s in picked) and total == self.scheduler.budget
+        for source, target in self.blocks.copies:
+            for at in range(SIZE):
+                self.store[target * SIZE + at] = self.store.get(source * SIZE + at, ())
+        self.blocks.copies = []
+        written = Counter(
+            seq.blocks[at // SIZE] * SIZE + at % SIZE
+            for seq in picked
+            for at in range(seq.cached, seq.cached + seq.scheduled)
+        )
+        assert not written or max(written.values()) == 1
+        for seq in picked:
+            for at in range(seq.cached, seq.cached + seq.scheduled):
+                block = seq.blocks[at // SIZE]
+                assert self.blocks.references(block) == 1
+                self.store[block * SIZE + at % SIZE] = tuple(seq.ids[: at + 1])
+        self.scheduler.advance()
+        for seq in picked:
+            if seq.remaining == 0:
+                seq.ids.append(token)
+                if len(seq.ids) > CONTEXT:
+                    self.live.remove(seq)
+                    self.scheduler.finish(seq)
+
+    @invariant()
+    def counts_add_up(self) -> None:
+        held = Counter(block for seq in self.live for block in seq.blocks)
+        assert all(self.blocks.references(block) == n for block, n in held.items())
+        assert self.blocks.used == len(held)
+        assert self.blocks.used + self.blocks.free == CAPACITY
+        assert all(0 <= block < CAPACITY for block in held)
+        assert len(self.scheduler.running) + len(self.scheduler.waiting) == len(self.live)
+
+    @invariant()
+    def every_entry_is_that_of_its_tokens(self) -> None:
+        for seq in self.live:
+            assert len(set(seq.blocks)) == len(seq.blocks)
+            for at in range(seq.cached):
+                slot = seq.blocks[at // SIZE] * SIZE + at % SIZE
+                assert self.store[slot] == tuple(seq.ids[: at + 1])
+
+    def teardown(self) -> None:
+        for seq in self.live:
+            self.scheduler.finish(seq)
+        if self.live:
+            assert (self.blocks.used, self.blocks.free) == (0, CAPACITY)
+
+
+def test_random_work_keeps_the_books() -> None:
+    run_state_machine_as_test(
+        Work, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+    )
+
+
+def run(scheduler: Scheduler, steps: int, token: int = 1) -> list[list[tuple[Sequence, int]]]:
+    """Steps in which every sequence goes on decoding; who was computed, and how much."""
+    log = []
+    for _ in range(steps):
+        picked = scheduler.schedule()
+        log.append([(seq, seq.scheduled) for seq in picked])
+        scheduler.advance()
+        for seq in picked:
+            if seq.remaining == 0:
+                seq.ids.append(token)
+    return log
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_read() -> None:
+    scheduler = Scheduler(BlockManager(1000, 0), budget=10, rows=8)
+    answers = [Sequence([1, 2, 3]) for _ in range(3)]
+    for seq in answers:
+        scheduler.add(seq)
+    run(scheduler, 1)
+    long = Sequence(list(range(70)))
+    scheduler.add(long)
+    for picked in run(scheduler, 10):
+        assert [seq for seq, _ in picked[:3]] == answers
+        assert picked[3] == (long, 7)
+        assert sum(count for _, count in picked) == scheduler.budget
+
+
+def test_a_budget_below_the_number_of_answers_goes_round() -> None:
+    scheduler = Scheduler(BlockManager(1000, 0), budget=5, rows=8)
+    answers = [Sequence([n]) for n in range(5)]
+    for seq in answers:
+        scheduler.add(seq)
+    run(scheduler, 1)
+    scheduler.budget = 2
+    counts = Counter(id(seq) for picked in run(scheduler, 100) for seq, _ in picked)
+    assert sorted(counts.values()) == [40] * 5
+
+
+def test_nobody_starves_under_a_stream_of_short_prompts() -> None:
+    blocks = BlockManager(8, 0, SIZE)
+    scheduler = Scheduler(blocks, budget=16, rows=8)
+    patient = Sequence([1] * 20)
+    scheduler.add(patient)
+    young: list[Sequence] = []
+    for _ in range(200):
+        seq = Sequence([1] * 6)
+        young.append(seq)
+        scheduler.add(seq)
+        run(scheduler, 1)
+        for done in [s for s in young if len(s.ids) > 9]:
+            young.remove(done)
+            scheduler.finish(done)
+        if len(patient.ids) == 32:
+            break
+    assert len(patient.ids) == 32
+    assert patient.preemptions <= GUARD
+
+
+def test_what_differs_in_its_salt_shares_nothing() -> None:
+    salts = [salt("m"), salt("n"), salt("m", "a"), salt("m", "", "a"), salt("m", "", "", "a")]
+    assert len(set(salts)) == 5
+    blocks = BlockManager(100, 100, SIZE)
+    scheduler = Scheduler(blocks, budget=100, rows=8)
+    ids = list(range(17))
+    reused = []
+    for root in [*salts, *salts]:
+        seq = Sequence(list(ids), salt=root)
+        scheduler.add(seq)
+        run(scheduler, 1)
+        reused.append(seq.reused)
+        scheduler.finish(seq)
+    assert reused == [0] * 5 + [16] * 5
+    blocks.clear()
+    assert (blocks.idle, blocks.free) == (0, 100)
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+def test_kept_blocks_stay_within_their_number(keep: int) -> None:
+    blocks = BlockManager(100, keep, SIZE)
+    scheduler = Scheduler(blocks, budget=1000, rows=8)
+    for start in (0, 100, 200):
+        seq = Sequence(list(range(start, start + 17)))
+        scheduler.add(seq)
+        run(scheduler, 1)
+        scheduler.finish(seq)
+        assert blocks.idle <= keep
+    latest = Sequence(list(range(200, 217)))
+    scheduler.add(latest)
+    run(scheduler, 1)
+    assert latest.reused == keep * SIZE
+
+
+def test_blocks_of_one_sequence_lie_side_by_side() -> None:
+    scheduler = Scheduler(BlockManager(1000, 0, SIZE), budget=1000, rows=8)
+    answers = [Sequence([n] * 7, expected=60) for n in range(6)]
+    for seq in answers:
+        scheduler.add(seq)
+    run(scheduler, 50)
+    for seq in answers:
+        assert seq.blocks == list(range(seq.blocks[0], seq.blocks[0] + len(seq.blocks)))
