@@ -108,6 +108,7 @@ class NativeConfig(EngineConfig):
             Capability.SEED,
             Capability.PREFIX_REUSE,
             Capability.ABORT,
+            Capability.GRAMMAR,
         }
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from inference.budget import Usage
+from inference.grammar.matcher import Matcher
 from inference.native.model import Model, cache_bytes, entries
 from inference.native.prefix import PrefixCache
 from inference.native.sampling import choose
@@ -29,6 +30,7 @@ class Job:
     request: Request
     prompt: list[int]
     truncated: int = 0
+    matcher: Matcher | None = None
     created: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
     seed: int = field(init=False)
@@ -128,7 +130,11 @@ class Decoder:
         while True:
             if reason := job.interrupted():
                 return reason
+            if job.matcher is not None:
+                logits = job.matcher.mask(logits)
             token = choose(logits, params, job.seed, len(seen), seen)
+            if job.matcher is not None:
+                assert job.matcher.accept(token), "a masked token was chosen"
             seen.append(token)
             self._produced.append(token)
             if token in model.stop_ids:
@@ -180,5 +186,8 @@ class Decoder:
                 prefill_seconds=prefill_seconds,
                 truncated_tokens=job.truncated,
             ),
-            notes={"seed": job.seed} if job.request.sampling.temperature > 0 else {},
+            notes={
+                **({"seed": job.seed} if job.request.sampling.temperature > 0 else {}),
+                **({"grammar": job.matcher.note()} if job.matcher is not None else {}),
+            },
         )

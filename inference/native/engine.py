@@ -11,6 +11,7 @@ import torch
 
 from inference.engine import Capability, NativeConfig
 from inference.errors import InferenceError, InferenceInputError
+from inference.grammar.compiler import Compiler
 from inference.models import resolve
 from inference.native.decode import Decoder, Interrupted, Job
 from inference.native.model import Model
@@ -28,6 +29,7 @@ class NativeEngine:
         self._name = model.name
         self._context_length = model.context_length
         self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._grammars = Compiler(model.tokenizer, model.width, model.stop_ids)
         self._running: dict[str, Job] = {}
         self._registry = threading.Lock()
 
@@ -84,6 +86,8 @@ class NativeEngine:
     async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks as they are produced; closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
+        if request.grammar is not None:  # compiled here, so that the loop does not wait for it
+            await asyncio.to_thread(self._grammars.compile, request.grammar)
         queue: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
 
         def post(item: Chunk | Exception) -> None:
@@ -159,6 +163,9 @@ class NativeEngine:
         """Jobs for all requests, checked and registered together, or none."""
         model = self._model()
         jobs = [Job(request, *fit(model, request, encode(model, request))) for request in requests]
+        for job in jobs:
+            if job.request.grammar is not None:
+                job.matcher = self._grammars.matcher(job.request.grammar)
         with self._registry:
             ids: set[str] = set()
             for request in requests:

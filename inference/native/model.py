@@ -29,6 +29,7 @@ class Model:
         self.device: torch.device = network.device
         self.context_length = _context_length(self.config, name)
         self.vocabulary = int(network.get_input_embeddings().weight.shape[0])
+        self.width = int(network.get_output_embeddings().weight.shape[0])  # of the logits
         self.stop_ids = _stop_ids(network, tokenizer)
         # Full attention entries also serve sliding layers (the mask hides what is too old), and
         # can be cut at any position; recurrent states cannot, so such models reuse nothing.
