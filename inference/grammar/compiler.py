@@ -95,27 +95,32 @@ class Compiler:
 
     def _work(self, grammar: Grammar, work: Future[Compiled]) -> None:
         try:
-            began = time.monotonic()
-            automaton = self._build(grammar)
-            result = Compiled(grammar, automaton, time.monotonic() - began)
-            Matcher(automaton, grammar.kind, self.width, self.stop_ids).require_start()
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0].partition(": ")[2] or str(error).strip()
-            outcome: BaseException = GrammarInputError(
-                f"the {grammar.kind} grammar {grammar.source[:80]!r} cannot be compiled: "
-                f"{reason}; correct it"
-            )
+            result = self._timed(grammar)
         except BaseException as error:  # handed to whoever waits, who raises it
-            outcome = error
+            self._forget(grammar)
+            work.set_exception(error)
         else:
-            outcome = None  # type: ignore[assignment]
+            self._forget(grammar)
+            work.set_result(result)
+
+    def _forget(self, grammar: Grammar) -> None:
         with self._lock:
             self._running.pop(grammar, None)
             self._slow.discard(grammar)
-        if outcome is None:
-            work.set_result(result)
-        else:
-            work.set_exception(outcome)
+
+    def _timed(self, grammar: Grammar) -> Compiled:
+        began = time.monotonic()
+        try:
+            automaton = self._build(grammar)
+            Matcher(automaton, grammar.kind, self.width, self.stop_ids).require_start()
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = lines[0].partition(".cc:")[2].partition(": ")[2] or lines[0]
+            raise GrammarInputError(
+                f"the {grammar.kind} grammar {grammar.source[:80]!r} cannot be compiled: "
+                f"{reason.rstrip('. ')}; correct it"
+            ) from None
+        return Compiled(grammar, automaton, time.monotonic() - began)
 
     def _build(self, grammar: Grammar) -> Any:
         compiler = self._opened()

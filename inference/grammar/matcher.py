@@ -71,7 +71,7 @@ class Matcher:
         return {"kind": self.kind, "complete": self.complete}
 
     def fill(self) -> torch.Tensor:
-        """The mask [1, words] of the next token; all zero after termination. Reused by later calls."""
+        """The mask [1, words] of the next token, overwritten by later calls; zero after the end."""
         if self.terminated:
             return self._words.zero_()
         xg.reset_token_bitmask(self._words)

@@ -16,13 +16,12 @@ from typing import Any, NoReturn
 
 from inference.errors import GrammarInputError
 from inference.grammar.choices import apart, finite
+from inference.grammar.values import MAX_NESTING, is_plain, is_type, unescape
 from inference.suggest import nearest
 
 Schema = dict[str, Any]
 Path = tuple[str | int, ...]
 
-MAX_NESTING = 32
-"""Deepest nesting of subschemas."""
 MAX_SCHEMAS = 2_000
 """Most subschemas of one schema."""
 MAX_COUNT = 100_000
@@ -31,20 +30,8 @@ MAX_INTEGER = 10**15
 MAX_MULTIPLE = 1024
 
 ABOUT = frozenset(
-    [
-        "title",
-        "description",
-        "default",
-        "examples",
-        "$schema",
-        "$comment",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "$defs",
-        "definitions",
-        "discriminator",
-    ]
+    ("title", "description", "default", "examples", "$schema", "$comment", "deprecated")
+    + ("readOnly", "writeOnly", "$defs", "definitions", "discriminator")
 )
 """Keywords that say something about a value without restricting it."""
 
@@ -120,8 +107,8 @@ class _Lowering:
             for reference, name in list(self.names.items()):
                 if name not in definitions:
                     _, section, key = reference.split("/")
-                    target = self.root[section][_unescape(key)]
-                    definitions[name] = self.read(target, (section, _unescape(key)))
+                    target = self.root[section][unescape(key)]
+                    definitions[name] = self.read(target, (section, unescape(key)))
         for reference in finite(lowered, definitions):
             given = next((r for r, name in self.names.items() if name == reference), "#")
             self.refuse(self.places[given], f"{given} needs itself forever; make it optional")
@@ -190,7 +177,7 @@ class _Lowering:
             if reference == "#":
                 return self.root
             _, section, key = reference.split("/")
-            schema = self.root[section][_unescape(key)]
+            schema = self.root[section][unescape(key)]
         return None
 
     def reference(self, value: Any, path: Path) -> Schema:
@@ -202,7 +189,7 @@ class _Lowering:
             self.refuse(path, f"$ref {value!r:.80} must be '#', '#/$defs/NAME' or in definitions")
         section = self.root.get(match[1])
         known = list(section) if isinstance(section, dict) else []
-        if (name := _unescape(match[2])) not in known:
+        if (name := unescape(match[2])) not in known:
             self.refuse(path, f"$ref {value!r} refers to nothing; {nearest(name, known)}")
         self.places.setdefault(value, path)
         return {"$ref": "#/$defs/" + self.names.setdefault(value, f"d{len(self.names)}")}
@@ -215,9 +202,9 @@ class _Lowering:
         allowed = self.types(types, path) if types is not None else list(TYPES)
         for at, item in enumerate(value):
             place = path if word == "const" else (*path, at)
-            if not _plain(item):
+            if not is_plain(item):
                 self.refuse(place, "a value must be JSON with finite numbers and whole characters")
-            if not any(_is(item, name) for name in allowed):
+            if not any(is_type(item, name) for name in allowed):
                 self.refuse(place, f"{item!r:.60} is not of type {', '.join(allowed)}; correct it")
         return {"enum": value}
 
@@ -288,7 +275,9 @@ class _Lowering:
         least, most = own.get("minProperties", 0), own.get("maxProperties", math.inf)
         if most < len(set(required)):
             self.refuse((*path, "maxProperties"), f"{len(set(required))} properties are required")
-        counts = {word: own[word] for word in ("minProperties", "maxProperties") if word in own}
+        counts: Schema = {
+            word: own[word] for word in ("minProperties", "maxProperties") if word in own
+        }
         extra = own.get("additionalProperties", True)
         if properties:
             if not isinstance(extra, bool) and extra != {}:
@@ -335,7 +324,7 @@ class _Lowering:
         items = own.get("items", not prefix)
         if items is False and least > len(prefix):
             self.refuse((*path, "minItems"), f"only {len(prefix)} items are described; add items")
-        counts = {word: own[word] for word in ("minItems", "maxItems") if word in own}
+        counts: Schema = {word: own[word] for word in ("minItems", "maxItems") if word in own}
         if items is False and not prefix:
             return {"items": {}, "maxItems": 0}
         if prefix:
@@ -397,38 +386,3 @@ class _Lowering:
         if low > high or (low == high and len({"minimum", "maximum"} & set(own)) < len(own)):
             self.refuse(path, f"no number lies from {low} to {high}")
         return own
-
-
-def _unescape(key: str) -> str:
-    return key.replace("~1", "/").replace("~0", "~")
-
-
-def _is(value: Any, name: str) -> bool:
-    """JSON Schema's type test: 1.0 is an integer, true is no number."""
-    if name == "null":
-        return value is None
-    if isinstance(value, bool):
-        return name == "boolean"
-    if name == "integer":
-        return isinstance(value, int | float) and value == int(value)
-    kinds: dict[str, Any] = {
-        "string": str,
-        "array": list,
-        "object": dict,
-        "number": (int, float),
-    }
-    return name in kinds and isinstance(value, kinds[name])
-
-
-def _plain(value: Any, depth: int = 0) -> bool:
-    if depth > MAX_NESTING:
-        return False
-    if isinstance(value, str):
-        return not any("\ud800" <= c <= "\udfff" for c in value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, list):
-        return all(_plain(item, depth + 1) for item in value)
-    if isinstance(value, dict):
-        return all(_plain(k) and _plain(v, depth + 1) for k, v in value.items())
-    return value is None or isinstance(value, bool | int)

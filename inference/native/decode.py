@@ -7,17 +7,19 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from inference.budget import Usage
-from inference.grammar.matcher import Matcher
 from inference.native.model import Model, cache_bytes, entries
 from inference.native.prefix import PrefixCache
 from inference.native.sampling import choose
 from inference.native.text import Detokenizer, StopFinder
 from inference.requests import Chunk, FinishReason, Output, Request, Stats
+
+if TYPE_CHECKING:
+    from inference.grammar.matcher import Matcher
 
 PREFILL_TOKENS = 512
 """Prompt tokens per forward pass, so that an abort or a deadline never waits for a long prompt."""
@@ -133,8 +135,8 @@ class Decoder:
             if job.matcher is not None:
                 logits = job.matcher.mask(logits)
             token = choose(logits, params, job.seed, len(seen), seen)
-            if job.matcher is not None:
-                assert job.matcher.accept(token), "a masked token was chosen"
+            if job.matcher is not None and not job.matcher.accept(token):
+                raise AssertionError(f"token {token} was chosen against the mask")
             seen.append(token)
             self._produced.append(token)
             if token in model.stop_ids:

@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from inference.engine import Capability, NativeConfig
 from inference.errors import InferenceError, InferenceInputError
-from inference.grammar.compiler import Compiler
+from inference.grammar import Grammar
 from inference.models import resolve
 from inference.native.decode import Decoder, Interrupted, Job
 from inference.native.model import Model
@@ -19,6 +21,9 @@ from inference.native.prefix import PrefixCache
 from inference.native.prompts import continuation_ids, encode, fit
 from inference.native.score import score
 from inference.requests import Chunk, Output, Request, Score
+
+if TYPE_CHECKING:
+    from inference.grammar.compiler import Compiler
 
 
 class NativeEngine:
@@ -29,7 +34,6 @@ class NativeEngine:
         self._name = model.name
         self._context_length = model.context_length
         self._prefixes = PrefixCache(prefix_cache_bytes)
-        self._grammars = Compiler(model.tokenizer, model.width, model.stop_ids)
         self._running: dict[str, Job] = {}
         self._registry = threading.Lock()
 
@@ -87,7 +91,7 @@ class NativeEngine:
         """Chunks as they are produced; closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
         if request.grammar is not None:  # compiled here, so that the loop does not wait for it
-            await asyncio.to_thread(self._grammars.compile, request.grammar)
+            await asyncio.to_thread(self._compile, request.grammar)
         queue: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
 
         def post(item: Chunk | Exception) -> None:
@@ -157,6 +161,16 @@ class NativeEngine:
         if model is None:
             raise InferenceError(f"the engine of model {self._name!r} is closed; open it again")
         return model
+
+    def _compile(self, grammar: Grammar) -> None:
+        self._grammars.compile(grammar)
+
+    @cached_property
+    def _grammars(self) -> Compiler:
+        from inference.grammar.compiler import Compiler  # loads xgrammar where it is needed
+
+        model = self._model()
+        return Compiler(model.tokenizer, model.width, model.stop_ids)
 
     @contextmanager
     def _admitted(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
