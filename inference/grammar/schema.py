@@ -16,12 +16,15 @@ from typing import Any, NoReturn
 
 from inference.errors import GrammarInputError
 from inference.grammar.choices import apart, finite
-from inference.grammar.values import MAX_NESTING, is_plain, is_type, unescape
+from inference.grammar.text import check_brackets, check_repetition, spell_dots
+from inference.grammar.values import is_plain, is_type, unescape
 from inference.suggest import nearest
 
 Schema = dict[str, Any]
 Path = tuple[str | int, ...]
 
+MAX_STEPS = 64
+"""Longest path from the root to a subschema."""
 MAX_SCHEMAS = 2_000
 """Most subschemas of one schema."""
 MAX_COUNT = 100_000
@@ -30,8 +33,8 @@ MAX_INTEGER = 10**15
 MAX_MULTIPLE = 1024
 
 ABOUT = frozenset(
-    ("title", "description", "default", "examples", "$schema", "$comment", "deprecated")
-    + ("readOnly", "writeOnly", "$defs", "definitions", "discriminator")
+    {"title", "description", "default", "examples", "$schema", "$comment", "deprecated"}
+    | {"readOnly", "writeOnly", "$defs", "definitions", "discriminator"}
 )
 """Keywords that say something about a value without restricting it."""
 
@@ -74,8 +77,13 @@ _REMEDIES = {
     "nullable": "use type: [..., null]",
 }
 _KNOWN = {*ABOUT, *CHOICES, "type", *(word for words in TYPES.values() for word in words)}
+_CHARACTER = "[ !#-\\[\\]-\ud7ff\ue000-\U0010ffff]"
+"""Characters that stand in a JSON string as they are. The compiler's own classes let through
+control characters and encoded surrogates."""
+
 _LOCAL = re.compile(r"#/(\$defs|definitions)/([^/]+)")
-_PLAIN_ESCAPES = re.compile(r"\\[dDwWsS.*+?()\[\]{}|^$/-]")
+_PLAIN_ESCAPES = re.compile(r"\\[dws.*+?()\[\]{}|^$/-]")
+_NEGATED = re.compile(r"\[\^|\\[DWS]")
 
 
 class Refusal(GrammarInputError):
@@ -119,9 +127,10 @@ class _Lowering:
 
     def read(self, schema: Any, path: Path) -> Schema:
         self.count += 1
-        if self.count > MAX_SCHEMAS or len(path) > 2 * MAX_NESTING:
+        if self.count > MAX_SCHEMAS or len(path) > MAX_STEPS:
             self.refuse(
-                path, f"more than {MAX_SCHEMAS} subschemas or {MAX_NESTING} levels; make it smaller"
+                path,
+                f"more than {MAX_SCHEMAS} subschemas or {MAX_STEPS} steps deep; make it smaller",
             )
         if schema is True:
             return {}
@@ -341,21 +350,25 @@ class _Lowering:
             hint = nearest(str(wanted), FORMATS)
             self.refuse((*path, "format"), f"format {wanted!r:.40} is not supported; {hint}")
         if (pattern := own.get("pattern")) is not None:
-            self.pattern(pattern, (*path, "pattern"))
+            return {"pattern": self.pattern(pattern, (*path, "pattern"))}
+        if own.keys() & {"minLength", "maxLength"}:
+            counts = f"{own.get('minLength', 0)},{own.get('maxLength', '')}"
+            return {"pattern": f"^{_CHARACTER}{{{counts}}}$"}
         return own
 
-    def pattern(self, pattern: Any, path: Path) -> None:
+    def pattern(self, pattern: Any, path: Path) -> str:
         """The compiler copies literals into the JSON text, so none may need an escape there."""
-        from inference.grammar.text import check_brackets, check_repetition
-
         if not isinstance(pattern, str):
             self.refuse(path, "pattern must be a regular expression")
+        if negated := _NEGATED.search(pattern.replace("\\\\", "")):
+            self.refuse(path, f"a pattern cannot hold {negated[0]!r}; list what is allowed instead")
         rest = _PLAIN_ESCAPES.sub("", pattern)
         if odd := next((c for c in rest if c in '"\\' or c < " "), None):
             self.refuse(path, f"a pattern cannot hold {odd!r} or its escapes; use an enum instead")
         try:
             check_brackets("regex", pattern)
             check_repetition("regex", pattern)
+            return spell_dots(pattern, _CHARACTER)
         except GrammarInputError as error:
             self.refuse(path, str(error))
 

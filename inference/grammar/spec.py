@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 from inference.errors import GrammarInputError
 from inference.grammar.schema import Refusal, lower
-from inference.grammar.text import check_brackets, check_repetition
+from inference.grammar.text import check_brackets, check_repetition, spell_dots
 
 Kind = Literal["json_schema", "regex", "ebnf"]
 
 MAX_CHARACTERS = 32_768
 """Longest text of a grammar."""
+
+_ANY = "[\x01-\x09\x0b-\ud7ff\ue000-\U0010ffff]"
+"""What a dot matches: any character but the end of a line; xgrammar's own takes half characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ class Grammar:
 
     def lowered(self) -> str:
         """The text that the compiler is given: a schema in the form it represents exactly."""
-        if self.kind != "json_schema":
+        if self.kind == "regex":
+            return spell_dots(self.source, _ANY)
+        if self.kind == "ebnf":
             return self.source
         return json.dumps(lower(json.loads(self.source)), ensure_ascii=False)
 

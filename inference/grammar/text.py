@@ -62,3 +62,11 @@ def check_repetition(kind: Literal["regex", "ebnf"], source: str) -> None:
                 f"the {kind} grammar repeats {match[0]} times at character {match.start()}; "
                 "put the smaller number first"
             )
+
+
+def spell_dots(pattern: str, characters: str) -> str:
+    """The regex with the class `characters` for every dot that stands for any character."""
+    text = bare("regex", pattern)
+    return "".join(
+        characters if mark == "." else given for mark, given in zip(text, pattern, strict=True)
+    )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 MAX_NESTING = 32
-"""Deepest nesting of subschemas, and of lists and objects inside a value."""
+"""Deepest nesting of lists and objects inside a value."""
 
 
 def unescape(key: str) -> str:
