@@ -56,7 +56,8 @@ class StepContext:
         """One generation, cut to what the run's budget leaves.
 
         Under a grammar the node's own stop strings are left out, and the trace says so: the
-        grammar ends the answer. Raises BudgetExhausted when the prompt alone is more than what is left.
+        grammar ends the answer. Raises BudgetExhausted when the prompt alone is more than what
+        is left.
         """
         engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
         spec = self.scope.spec.nodes[self.node].grammar

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from inference.errors import GrammarInputError
-from inference.grammar.schema import Refusal, lower
+from inference.grammar.schema import lower
 from inference.grammar.text import check_brackets, check_repetition, spell_dots
 
 Kind = Literal["json_schema", "regex", "ebnf"]
@@ -86,10 +86,7 @@ def _check_schema(source: str) -> None:
         raise GrammarInputError("the schema is nested too deeply; make it flatter") from None
     except ValueError as error:
         raise GrammarInputError(f"the schema is not JSON: {error}; correct it") from None
-    try:
-        lower(schema)
-    except Refusal as refusal:
-        raise GrammarInputError(str(refusal)) from None
+    lower(schema)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

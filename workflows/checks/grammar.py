@@ -27,14 +27,8 @@ def check_grammar(draft: Draft, place: Path, node: NodeSpec) -> None:
         draft.add(path, "bad_grammar", refusal.message, key=path in draft.tree.keys)
     except GrammarInputError as error:
         draft.add((*at, given[0]), "bad_grammar", str(error))
-    for section, found in (
-        ("sampling", node.sampling and node.sampling.stop),
-        ("with", _stop(node)),
-    ):
-        if found:
+    sampled = node.sampling.stop if node.sampling is not None else None
+    for section, stop in (("sampling", sampled), ("with", node.options.get("stop"))):
+        if stop and isinstance(stop, list):
             message = "stop strings could cut an answer before its grammar is complete; remove them"
             draft.add((*place, section, "stop"), "stop_beside_grammar", message, key=True)
-
-
-def _stop(node: NodeSpec) -> object:
-    return node.options.get("stop")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from inference import InferenceInputError, SamplingParams
+from inference import Capability, InferenceInputError, SamplingParams
 from inference.suggest import nearest
 from workflows.checks.draft import Draft
 from workflows.checks.grammar import check_grammar
