@@ -6,6 +6,7 @@ Importing this package is cheap; torch is loaded only when an engine is opened.
 from inference.budget import Budget, Usage
 from inference.engine import Capability, Engine, EngineConfig
 from inference.errors import InferenceError, InferenceInputError
+from inference.grammar import Grammar
 from inference.requests import (
     Chunk,
     FinishReason,
@@ -24,6 +25,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "FinishReason",
+    "Grammar",
     "InferenceError",
     "InferenceInputError",
     "Message",

@@ -116,6 +116,7 @@ class NativeConfig(EngineConfig):
             Capability.SEED,
             Capability.PREFIX_REUSE,
             Capability.ABORT,
+            Capability.GRAMMAR,
         }
     )
 

@@ -35,3 +35,21 @@ class NoChatTemplate(InferenceInputError):
     """Messages were given to a model that has no chat template."""
 
     code = "no_chat_template"
+
+
+class GrammarInputError(InferenceInputError):
+    """A grammar that cannot be compiled, or a schema that cannot be held to exactly."""
+
+    code = "bad_grammar"
+
+
+class GrammarTooSlow(GrammarInputError):
+    """A grammar whose compilation took longer than its limit."""
+
+    code = "grammar_too_slow"
+
+
+class GrammarDeadEnd(InferenceError):
+    """A grammar led to a place from which no text can be finished."""
+
+    code = "grammar_dead_end"

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from inference.budget import Usage
 from inference.errors import InferenceInputError
+from inference.grammar import Grammar
 
 
 class FinishReason(StrEnum):
@@ -86,7 +87,8 @@ class Request:
     `messages` go through the model's chat template; `prompt` is tokenised as it stands;
     `token_ids` are used untouched. `truncate="left"` allows dropping the oldest prompt tokens
     when the prompt is longer than the context; the default refuses (`PromptTooLong`).
-    `seconds` is a deadline for the whole request.
+    `seconds` is a deadline for the whole request. With a `grammar` the answer belongs to it, or
+    its `finish_reason` says what cut it; `notes["grammar"]` of the output tells which.
     """
 
     prompt: str | None = None
@@ -96,6 +98,7 @@ class Request:
     id: str = field(default_factory=lambda: uuid4().hex)
     truncate: Literal["never", "left"] = "never"
     seconds: float | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
@@ -106,6 +109,12 @@ class Request:
             )
         if not getattr(self, given[0]):
             raise InferenceInputError(f"request {self.id!r} has an empty {given[0]}")
+        if self.grammar is not None and self.sampling.stop:
+            raise InferenceInputError(
+                f"request {self.id!r} gives a grammar and the stop string "
+                f"{self.sampling.stop[0]!r}, which could cut an answer before it is complete; "
+                "leave out stop: the grammar says where the answer ends"
+            )
 
 
 @dataclass(frozen=True, slots=True)

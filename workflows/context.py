@@ -55,9 +55,15 @@ class StepContext:
     ) -> Output:
         """One generation, cut to what the run's budget leaves.
 
-        Raises BudgetExhausted when the prompt alone is more than what is left.
+        Under a grammar the node's own stop strings are left out, and the trace says so: the
+        grammar ends the answer. Raises BudgetExhausted when the prompt alone is more than what
+        is left.
         """
         engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
+        spec = self.scope.spec.nodes[self.node].grammar
+        if spec is not None and stop:
+            self.note(stop_replaced_by_grammar=list(stop))
+            stop = ()
         params = self._params(max_tokens, stop)
         self.calls += 1
         request = Request(
@@ -65,6 +71,7 @@ class StepContext:
             messages=None if isinstance(prompt, str) else list(prompt),
             sampling=params,
             seconds=self.scope.meter.seconds_left(),
+            grammar=None if spec is None else spec.build(),
         )
         if self.scope.meter.tokens_left() is not None:
             room = self.scope.meter.require_tokens(engine.count_tokens(request))

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from inference import Grammar
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 """Names of inputs, resources, nodes and state keys."""
 
@@ -75,6 +77,36 @@ class SamplingSpec(Section):
     stop: list[str] | None = None
 
 
+class GrammarSpec(Section):
+    """Language of a generating node's answers: exactly one key, its value taken as it stands."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        json_schema_extra={"minProperties": 1, "maxProperties": 1},
+    )
+
+    json_schema: dict[str, Any] | bool | None = Field(
+        default=None, alias="schema", description="JSON Schema; answers are compact JSON"
+    )
+    regex: str | None = Field(default=None, description="expression the whole answer matches")
+    ebnf: str | None = Field(default=None, description="rules that start at root")
+
+    @property
+    def kinds(self) -> dict[str, Any]:
+        """The value of each key, None where it is absent."""
+        return {"schema": self.json_schema, "regex": self.regex, "ebnf": self.ebnf}
+
+    def build(self) -> Grammar:
+        """The grammar of a request; raises GrammarInputError."""
+        if self.json_schema is not None:
+            return Grammar.json_schema(self.json_schema)
+        if self.regex is not None:
+            return Grammar.regex(self.regex)
+        return Grammar.ebnf(self.ebnf or "")
+
+
 class NodeSpec(Section):
     """One node: `use` names a row of the node table, `with` holds its options.
 
@@ -97,6 +129,7 @@ class NodeSpec(Section):
         default="retriever", description="retriever resource of a retrieving node"
     )
     sampling: SamplingSpec | None = None
+    grammar: GrammarSpec | None = Field(default=None, description="language of what it generates")
     retry: RetrySpec | None = None
     timeout: float | None = Field(default=None, gt=0, description="seconds that one try may take")
     over: str | None = Field(default=None, description="${...} that gives the list to map over")

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 @click.option("--min-p", type=float, default=0.0, show_default=True)
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; repeatable.")
+@click.option(
+    "--schema", type=click.Path(path_type=Path), help="Answer in JSON of this JSON Schema."
+)
+@click.option("--regex", metavar="R", help="Answer in a text that matches R as a whole.")
+@click.option("--ebnf", type=click.Path(path_type=Path), help="Answer in a text of these rules.")
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--truncate", type=click.Choice(["never", "left"]), default="never")
 @click.option("--model", default="default", show_default=True, help="Known name, path or hub id.")

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from inference.errors import InferenceInputError
+from inference.errors import GrammarInputError, InferenceInputError
+from inference.grammar import Grammar
 from inference.requests import Message, Request, SamplingParams
 
 ROLES = ("system", "user", "assistant")
@@ -22,6 +23,9 @@ def build_requests(
     system: str | None,
     raw: bool,
     truncate: str,
+    schema: Path | None = None,
+    regex: str | None = None,
+    ebnf: Path | None = None,
     **sampling: Any,
 ) -> list[Request]:
     """Requests for one prompt or a file of them; raises InferenceInputError naming every fault."""
@@ -30,6 +34,7 @@ def build_requests(
     if raw and system is not None:
         raise InferenceInputError("--system needs the chat template; leave out --raw")
     params = SamplingParams(**sampling)
+    grammar = read_grammar(schema, regex, ebnf)
     if prompts is None:
         rows: list[tuple[str, Content]] = [("0", prompt or "")]
         if not rows[0][1]:
@@ -40,7 +45,11 @@ def build_requests(
             raise InferenceInputError(f"{prompts} holds messages; leave out --raw or give prompts")
     return [
         Request(
-            id=key, sampling=params, truncate=cast(Any, truncate), **_body(content, system, raw)
+            id=key,
+            sampling=params,
+            truncate=cast(Any, truncate),
+            grammar=grammar,
+            **_body(content, system, raw),
         )
         for key, content in rows
     ]
@@ -56,16 +65,37 @@ def _body(content: Content, system: str | None, raw: bool) -> dict[str, Any]:
     return {"messages": tuple(content)}
 
 
-def read_prompts(path: Path) -> list[tuple[str, Content]]:
-    """(id, prompt or messages) of each non-blank line; the default id is the line's index."""
+def read_grammar(schema: Path | None, regex: str | None, ebnf: Path | None) -> Grammar | None:
+    """The grammar of one of the three options; raises GrammarInputError naming the file."""
+    given = {"--schema": schema, "--regex": regex, "--ebnf": ebnf}
+    if len(names := [name for name, value in given.items() if value is not None]) > 1:
+        raise InferenceInputError(f"{' and '.join(names)} exclude each other; give one of them")
+    if regex is not None:
+        return Grammar.regex(regex)
+    path = schema or ebnf
+    if path is None:
+        return None
+    text = _text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return Grammar("json_schema" if schema else "ebnf", text)
+    except GrammarInputError as error:
+        raise GrammarInputError(f"{path}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InferenceInputError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InferenceInputError(
             f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8"
         ) from error
+
+
+def read_prompts(path: Path) -> list[tuple[str, Content]]:
+    """(id, prompt or messages) of each non-blank line; the default id is the line's index."""
+    text = _text(path)
     parse = _parse_json if path.suffix.lower() == ".jsonl" else _parse_line
     rows: list[tuple[str, Content]] = []
     faults: list[str] = []

@@ -61,7 +61,12 @@ class Answer:
         ids, params = self.sequence.ids, self.job.request.sampling
         if not self._read:
             self._read = time.monotonic()
-        token = choose(logits[-1], params, self.job.seed, len(ids), ids)
+        row, matcher = logits[-1], self.job.matcher
+        if matcher is not None:
+            row = matcher.mask(row)
+        token = choose(row, params, self.job.seed, len(ids), ids)
+        if matcher is not None and not matcher.accept(token):
+            raise AssertionError(f"token {token} was chosen against the mask")
         ids.append(token)
         if token in self._stop_ids:
             return FinishReason.STOP
@@ -117,5 +122,8 @@ class Answer:
                 prefill_seconds=self._read - self._started if self._read else seconds,
                 truncated_tokens=job.truncated,
             ),
-            notes={"seed": job.seed} if job.request.sampling.temperature > 0 else {},
+            notes={
+                **({"seed": job.seed} if job.request.sampling.temperature > 0 else {}),
+                **({"grammar": job.matcher.note()} if job.matcher is not None else {}),
+            },
         )

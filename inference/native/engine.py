@@ -7,11 +7,14 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from inference.engine import Capability, NativeConfig
 from inference.errors import InferenceError, InferenceInputError
+from inference.grammar import Grammar
 from inference.models import resolve
 from inference.native.answer import Answer
 from inference.native.blocks import salt
@@ -22,6 +25,9 @@ from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
 from inference.native.task import Job
 from inference.requests import Chunk, FinishReason, Output, Request, Score
+
+if TYPE_CHECKING:
+    from inference.grammar.compiler import Compiler
 
 
 class NativeEngine:
@@ -105,6 +111,8 @@ class NativeEngine:
     async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks as they are produced; closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
+        if request.grammar is not None:  # compiled here, so that the loop does not wait for it
+            await asyncio.to_thread(self._compile, request.grammar)
         arrived: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         ended = threading.Event()
 
@@ -203,11 +211,24 @@ class NativeEngine:
         size = core.runner.store.token_bytes
         core.add([Answer(model, job, emit, size, self._salt) for job in jobs])
 
+    def _compile(self, grammar: Grammar) -> None:
+        self._grammars.compile(grammar)
+
+    @cached_property
+    def _grammars(self) -> Compiler:
+        from inference.grammar.compiler import Compiler  # loads xgrammar where it is needed
+
+        model = self._model()
+        return Compiler(model.tokenizer, model.width, model.stop_ids)
+
     @contextmanager
     def _admitted(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
         """Jobs for all requests, checked and registered together, or none."""
         model = self._model()
         jobs = [Job(request, *fit(model, request, encode(model, request))) for request in requests]
+        for job in jobs:
+            if job.request.grammar is not None:
+                job.matcher = self._grammars.matcher(job.request.grammar)
         with self._registry:
             ids: set[str] = set()
             for request in requests:

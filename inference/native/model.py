@@ -28,6 +28,7 @@ class Model:
         self.device: torch.device = network.device
         self.context_length = _context_length(self.config, name)
         self.vocabulary = int(network.get_input_embeddings().weight.shape[0])
+        self.width = int(network.get_output_embeddings().weight.shape[0])  # of the logits
         self.stop_ids = _stop_ids(network, tokenizer)
         _refuse_unsupported(self.config, name)
         self._keeps = "logits_to_keep" in inspect.signature(network.forward).parameters

@@ -6,12 +6,15 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from inference.native.sequence import Sequence
 from inference.requests import FinishReason, Request
+
+if TYPE_CHECKING:
+    from inference.grammar.matcher import Matcher
 
 
 @dataclass(slots=True)
@@ -21,6 +24,7 @@ class Job:
     request: Request
     prompt: list[int]
     truncated: int = 0
+    matcher: Matcher | None = None
     created: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
     seed: int = field(init=False)

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from inference import InferenceInputError, SamplingParams
+from inference import Capability, InferenceInputError, SamplingParams
 from inference.suggest import nearest
 from workflows.checks.draft import Draft
+from workflows.checks.grammar import check_grammar
 from workflows.checks.shape import field_names, findings
 from workflows.expressions import ExpressionError, Template
 from workflows.inputs import type_problem, value_problem
@@ -201,22 +202,25 @@ def _bad_key(key: str) -> str:
 def _check_use_of_engine(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:
     name = place[-1]
     if not row.generates:
-        for option in ("sampling", "engine"):
+        for option in ("sampling", "grammar", "engine"):
             if option in node.model_fields_set:
                 message = f"node {name!r} ({node.use}) generates nothing; remove `{option}`"
                 draft.add((*place, option), "not_generating", message, key=True)
         return
     _check_sampling(draft, place, node)
+    check_grammar(draft, place, node)
     config = _resource(draft, place, node.engine, "engine", draft.tables.engines)
     if config is None:
         return
-    for capability in sorted(row.needs - config.provides):
+    constrained = {Capability.GRAMMAR} if node.grammar is not None else set()
+    for capability in sorted((row.needs | constrained) - config.provides):
         able = [use for use, row_ in draft.tables.engines.items() if capability in row_.provides]
         message = (
             f"node {name!r} ({node.use}) needs the capability {capability.value!r}, which the "
             f"engine {node.engine!r} lacks; engines that have it: {', '.join(able) or 'none'}"
         )
-        draft.add((*place, "use"), "missing_capability", message)
+        at = "use" if capability in row.needs else "grammar"
+        draft.add((*place, at), "missing_capability", message, key=at == "grammar")
 
 
 def _check_use_of_retriever(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:

@@ -15,6 +15,7 @@ from workflows.operators import kind
 from workflows.schema import (
     BudgetSpec,
     EdgeSpec,
+    GrammarSpec,
     InputSpec,
     LimitsSpec,
     NodeSpec,
@@ -29,6 +30,7 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("inputs", "*"): InputSpec,
     ("nodes", "*"): NodeSpec,
     ("nodes", "*", "sampling"): SamplingSpec,
+    ("nodes", "*", "grammar"): GrammarSpec,
     ("nodes", "*", "retry"): RetrySpec,
     ("edges", "*"): EdgeSpec,
     ("budget",): BudgetSpec,
