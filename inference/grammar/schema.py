@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from inference.errors import GrammarInputError
 from inference.grammar.choices import apart, finite
+from inference.grammar.keywords import ABOUT, BOUNDS, CHOICES, FORMATS, KNOWN, REMEDIES, TYPES
 from inference.grammar.text import check_brackets, check_repetition, spell_dots
 from inference.grammar.values import is_plain, is_type, unescape
 from inference.suggest import nearest
@@ -32,51 +33,6 @@ MAX_COUNT = 100_000
 MAX_INTEGER = 10**15
 MAX_MULTIPLE = 1024
 
-ABOUT = frozenset(
-    {"title", "description", "default", "examples", "$schema", "$comment", "deprecated"}
-    | {"readOnly", "writeOnly", "$defs", "definitions", "discriminator"}
-)
-"""Keywords that say something about a value without restricting it."""
-
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-TYPES: dict[str, tuple[str, ...]] = {
-    "object": (
-        "properties",
-        "required",
-        "additionalProperties",
-        "minProperties",
-        "maxProperties",
-    ),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": _BOUNDS,
-    "integer": (*_BOUNDS, "multipleOf"),
-    "boolean": (),
-    "null": (),
-}
-"""Type -> keywords that restrict it."""
-
-CHOICES = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
-"""Keywords that stand alone in a subschema."""
-
-FORMATS = ("date", "time", "date-time", "duration", "email", "uuid", "ipv4", "ipv6", "hostname")
-
-_REMEDIES = {
-    "not": "list what is allowed instead",
-    "if": "write the cases as anyOf",
-    "then": "write the cases as anyOf",
-    "else": "write the cases as anyOf",
-    "contains": "use items or prefixItems",
-    "patternProperties": "declare the properties, or use additionalProperties alone",
-    "propertyNames": "declare the properties",
-    "dependentRequired": "write the cases as anyOf",
-    "dependentSchemas": "write the cases as anyOf",
-    "dependencies": "write the cases as anyOf",
-    "unevaluatedProperties": "leave it out: objects write declared properties only",
-    "additionalItems": "use prefixItems and items",
-    "nullable": "use type: [..., null]",
-}
-_KNOWN = {*ABOUT, *CHOICES, "type", *(word for words in TYPES.values() for word in words)}
 _CHARACTER = "[ !#-\\[\\]-\ud7ff\ue000-\U0010ffff]"
 """Characters that stand in a JSON string as they are. The compiler's own classes let through
 control characters and encoded surrogates."""
@@ -139,8 +95,8 @@ class _Lowering:
         if not isinstance(schema, dict):
             self.refuse(path, f"a schema is an object, true or false (found: {schema!r:.60})")
         for word in schema:
-            if word not in _KNOWN and not (word == "$id" and not path):
-                remedy = _REMEDIES.get(word) or nearest(word, _KNOWN)
+            if word not in KNOWN and not (word == "$id" and not path):
+                remedy = REMEDIES.get(word) or nearest(word, KNOWN)
                 self.refuse((*path, word), f"the keyword {word!r} is not supported; {remedy}")
         for word in CHOICES:
             if word in schema:
@@ -245,7 +201,7 @@ class _Lowering:
         if name == "number" and "multipleOf" in schema:
             self.refuse((*path, "multipleOf"), "multipleOf is supported for integers only")
         for word, value in own.items():
-            if word.startswith(("min", "max")) and word not in _BOUNDS:
+            if word.startswith(("min", "max")) and word not in BOUNDS:
                 own[word] = self.whole(value, 0, MAX_COUNT, (*path, word))
         reader = {
             "object": self.object,

@@ -8,7 +8,8 @@ import pytest
 
 from inference import Grammar
 from inference.errors import GrammarInputError
-from inference.grammar.schema import FORMATS, Refusal, lower
+from inference.grammar.keywords import FORMATS
+from inference.grammar.schema import Refusal, lower
 from tests.inference.grammars import WORDS, matcher
 
 INTEGER = {"type": "integer"}

@@ -138,7 +138,7 @@ def test_stop_strings_of_a_node_give_way_to_its_grammar_and_the_trace_says_so(ru
     text = text.replace("name: w", "name: w\ninputs: {stop: {type: list}}")
     result = run(text.replace("GRAMMAR", "{regex: a}"), {"stop": ["x"]}, engine=engine)
     assert engine.requests[0].sampling.stop == ()
-    assert result.steps[0]["stop_replaced_by_grammar"] == ["x"]
+    assert result.steps[0]["notes"]["stop_replaced_by_grammar"] == ["x"]
     literal = TEXT.replace("max_tokens: 200", "max_tokens: 200, stop: [x]")
     with pytest.raises(InvalidWorkflow, match="stop strings could cut"):
         run(literal.replace("GRAMMAR", "{regex: a}"), engine=engine)
