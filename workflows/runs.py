@@ -16,7 +16,7 @@ from retrieval.manifest import read_manifest
 from workflows.checkpoints import sqlite_saver
 from workflows.errors import WorkflowInputError
 from workflows.events import Sink
-from workflows.loading import Workflow, load_workflow, parse_input
+from workflows.loading import Workflow, load_workflow, parse_input, shipped_workflows
 from workflows.resources import Overrides, ResourcePool, Resources, retrieves
 from workflows.runtime import RunOptions, RunResult, RunStatus, execute
 from workflows.scope import budget_of
@@ -65,7 +65,7 @@ async def start_run(
     manifest = RunManifest(
         run_id=order.run_id or secrets.token_hex(6),
         workflow=workflow.spec.name,
-        workflow_file=order.workflow,
+        workflow_file=_lasting(order.workflow),
         workflow_sha256=workflow.sha256,
         workflow_text=workflow.text,
         inputs=inputs,
@@ -187,6 +187,11 @@ def _read(workflow: Workflow, texts: Mapping[str, str]) -> dict[str, Any]:
         except WorkflowInputError as error:
             raise WorkflowInputError(f"input {name!r}: {error}") from None
     return values
+
+
+def _lasting(workflow: str) -> str:
+    """A shipped name, or a path that holds from any folder a resume may be started in."""
+    return workflow if workflow in shipped_workflows() else str(Path(workflow).resolve())
 
 
 def _fingerprint(index: Path) -> str:
