@@ -1,1 +1,1 @@
-"""The engine of this project: transformers models under an own decode loop."""
+"""The engine of this project: transformers models under an own step loop."""

@@ -44,11 +44,16 @@ class Scheduler:
         decoding = [s for s in self.running if s.remaining == 1]
         # Where the budget is smaller than their number, the one that waited longest goes first.
         for seq in sorted(decoding, key=lambda s: s.turn):
-            if self._room() and seq.status is Status.RUNNING and self._secure(seq):
+            ready = self._room() and seq.status is Status.RUNNING
+            if ready and self._secure(seq, seq.cached + 1):
                 self._pick(seq)
         for seq in sorted(self.running, key=lambda s: s.arrival):
-            if self._room() and seq.remaining > 1:
-                self._pick(seq)
+            if self._room() and seq.remaining > 1 and seq.status is Status.RUNNING:
+                # A fork may share the block this one writes to next; a prompt waits for a copy
+                # rather than take it from somebody who is already part of this step.
+                grow = self.blocks.grow if self._picked else self._secure
+                if grow(seq, seq.cached + 1):
+                    self._pick(seq)
         # Blocks that were just taken from somebody are not given to a newcomer.
         if preempted == sum(s.preemptions for s in self.waiting):
             while self._room() and self.waiting and len(self.running) < self.rows:
@@ -101,9 +106,9 @@ class Scheduler:
         seq.scheduled = 0
         self.blocks.release(seq)
 
-    def _secure(self, seq: Sequence) -> bool:
-        """A place for the next token of a running sequence; False if it was the victim itself."""
-        while not self.blocks.grow(seq, seq.cached + 1):
+    def _secure(self, seq: Sequence, tokens: int) -> bool:
+        """Room for `tokens` of a running sequence; False if it was the victim itself."""
+        while not self.blocks.grow(seq, tokens):
             if self._strip(sparing=None):
                 continue
             guarded = [s for s in self.running if s.preemptions < GUARD] or self.running

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from inference.errors import InferenceError
+
 
 class Store:
     """Per layer keys and values [slots, heads, head_dim]; it grows as higher slots are used."""
@@ -23,16 +25,26 @@ class Store:
         )
 
     def reserve(self, slots: int) -> None:
-        """Have room for slot numbers below `slots`."""
+        """Have room for slot numbers below `slots`; InferenceError where memory does not allow."""
         if slots <= self._slots:
             return
         # Doubling keeps the copies rare; memory that is never written is never resident on a CPU.
-        self._slots = max(slots, 2 * self._slots)
+        size = max(slots, 2 * self._slots)
         for held in (self.keys, self.values):
             for layer, old in held.items():
-                grown = old.new_empty(self._slots, *old.shape[1:])
+                if len(old) >= size:  # an earlier attempt came this far
+                    continue
+                try:
+                    grown = old.new_empty(size, *old.shape[1:])
+                except RuntimeError as error:
+                    raise InferenceError(
+                        f"there is too little memory for key/value entries of {size} tokens "
+                        f"({self.token_bytes * size} bytes); lower kv_cache_bytes or step_rows, "
+                        "or send fewer or shorter requests at a time"
+                    ) from error
                 grown[: len(old)] = old
                 held[layer] = grown
+        self._slots = size
 
     def write(
         self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor

@@ -93,7 +93,7 @@ def _prefix_reuse(n: int) -> Figure:
     context = (TEXT * (CONTEXT // 20))[: CONTEXT * 4]
     measured = []
     for turn in range(n):
-        engine.prefixes.clear()
+        engine.forget_prefixes()
         first, second = (
             engine.generate(
                 [

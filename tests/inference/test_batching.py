@@ -33,11 +33,11 @@ COUNT = 52
 
 
 def requests_for(seed: int, count: int = COUNT, **sampling: Any) -> list[Request]:
-    """Prompts of 1 to about 120 tokens, every third beginning like another."""
+    """Prompts of 1 to about 80 tokens, every third beginning like another."""
     draw = random.Random(seed)
     found = []
     for n in range(count):
-        text = " ".join(draw.choices(WORDS, k=draw.choice([1, 3, 8, 20])))
+        text = " ".join(draw.choices(WORDS, k=draw.choice([1, 3, 6, 12])))
         if n % 3 == 0:
             text = "The quick brown fox jumps over the lazy dog while the river runs " + text
         params = SamplingParams(**{"max_tokens": draw.randint(1, 24), **sampling})

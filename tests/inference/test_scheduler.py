@@ -131,7 +131,7 @@ class Work(RuleBasedStateMachine):
 
 def test_random_work_keeps_the_books() -> None:
     run_state_machine_as_test(
-        Work, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        Work, settings=settings(max_examples=300, stateful_step_count=40, deadline=None)
     )
 
 
