@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from inference.requests import Chunk, Output, Request, Score
 
@@ -118,6 +118,71 @@ class NativeConfig(EngineConfig):
         return NativeEngine.from_config(self)
 
 
+class OpenAIConfig(EngineConfig):
+    """A server that speaks OpenAI's protocol, local or remote; the key is never in a file.
+
+    `base_url` falls back to RAGWRIGHT_OPENAI_BASE_URL. `api_key_env` names the variable that holds
+    the key. `timeout` is the longest silence, in seconds. `tokenizer` names a model of the store
+    whose tokenizer counts where the server does not.
+    """
+
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str = Field(
+        default="RAGWRIGHT_OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
+    )
+    timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    retries: int = Field(default=3, ge=0, le=20)
+    context_length: int | None = Field(default=None, ge=2)
+    api: Literal["auto", "chat", "completions"] = "auto"
+    tokenizer: str | None = None
+    concurrency: int = Field(default=16, ge=1, le=1024)
+
+    provides = frozenset(
+        {
+            Capability.CHAT,
+            Capability.STREAM,
+            Capability.SCORE,
+            Capability.SEED,
+            Capability.ABORT,
+        }
+    )
+
+    def open(self) -> Engine:
+        """Connect, and ask the server what it can do; the engine may offer less than `provides`."""
+        from inference.openai.engine import OpenAIEngine
+
+        return OpenAIEngine.from_config(self)
+
+
+class VLLMConfig(EngineConfig):
+    """vLLM's server as a child process on this machine, closed with the engine.
+
+    `environment` is the folder of the virtual environment that holds vLLM; left out, it is
+    RAGWRIGHT_VLLM_ENV, this process's own where vLLM is installed in it, or `.venv-vllm`.
+    `kv_cache_gib` is the memory of its cache, `startup_seconds` how long loading may take.
+    """
+
+    model: str = "default"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    environment: str | None = None
+    context_length: int | None = Field(default=None, ge=2)
+    threads: int | None = Field(default=None, ge=1)
+    kv_cache_gib: int = Field(default=1, ge=1)
+    startup_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    concurrency: int = Field(default=16, ge=1, le=1024)
+
+    provides = OpenAIConfig.provides | {Capability.PREFIX_REUSE}
+
+    def open(self) -> Engine:
+        """Resolve the model, start the server and wait until it answers."""
+        from inference.vllm.engine import VLLMEngine
+
+        return VLLMEngine.from_config(self)
+
+
 ENGINES: dict[str, type[EngineConfig]] = {
     "native": NativeConfig,
+    "openai": OpenAIConfig,
+    "vllm": VLLMConfig,
 }
