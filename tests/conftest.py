@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from inference.native.engine import NativeEngine
+    from inference.vllm.engine import VLLMEngine
 
 LOOKUPS = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 SENDS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
@@ -57,5 +58,17 @@ def default_engine() -> Iterator[NativeEngine]:
     from inference.native.engine import NativeEngine
 
     engine = NativeEngine.from_config(NativeConfig(dtype="float32", device="cpu"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_engine() -> Iterator[VLLMEngine]:
+    """The default model under vLLM's server, started once; skipped where vLLM is not there."""
+    from inference.vllm.engine import VLLMEngine
+    from tests.servers import VLLM, require_vllm
+
+    require_vllm()
+    engine = VLLMEngine.from_config(VLLM)
     yield engine
     engine.close()

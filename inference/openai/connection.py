@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -72,6 +72,7 @@ class Connection:
             timeout=httpx2.Timeout(address.timeout, connect=min(10.0, address.timeout)),
         )
         unsaid: Any = openai.Omit()
+        self._headers: dict[str, Any] = {} if address.key else {"Authorization": unsaid}
         self.client = openai.AsyncOpenAI(
             api_key=address.key,
             admin_api_key="",
@@ -97,9 +98,18 @@ class Connection:
         """Result of a coroutine function; interrupting the wait cancels the work."""
         future = self.submit(work, *arguments)
         try:
-            return future.result()
+            return self.result(future)
         finally:
             future.cancel()
+
+    def result(self, future: Future[T]) -> T:
+        """Result of submitted work; InferenceError if the connection was closed meanwhile."""
+        try:
+            return future.result()
+        except CancelledError:
+            raise InferenceError(
+                f"the engine of {self.address.url} was closed in mid-answer; open it again"
+            ) from None
 
     def signal(self, event: asyncio.Event) -> None:
         """Set an event of the connection's loop."""
@@ -110,12 +120,14 @@ class Connection:
     async def get(self, path: str) -> Any:
         """Decoded JSON of a GET."""
         with self._translated():
-            return await self.client.get(path, cast_to=object)
+            return await self.client.get(path, cast_to=object, options={"headers": self._headers})
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """Decoded JSON of a POST; a path that begins with http is an address of its own."""
         with self._translated():
-            return await self.client.post(path, cast_to=object, body=body)
+            return await self.client.post(
+                path, cast_to=object, body=body, options={"headers": self._headers}
+            )
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON objects of a server-sent stream; closing the iterator closes the stream."""
@@ -125,7 +137,9 @@ class Connection:
             "completions": self.client.completions.create,
         }
         with self._translated():
-            stream = await creators[path](**body, stream=True, extra_body=extra)
+            stream = await creators[path](
+                **body, stream=True, extra_body=extra, extra_headers=self._headers
+            )
             async with stream:
                 async for chunk in stream:
                     yield chunk.to_dict()

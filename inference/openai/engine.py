@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from inference.engine import Capability, OpenAIConfig
 from inference.errors import (
-    InferenceError,
     InferenceInputError,
     PromptTooLong,
     ServerUnavailable,
@@ -87,7 +86,7 @@ class OpenAIEngine:
             try:
                 while (chunk := await queue.get()) is not None:
                     yield chunk
-                (output,) = future.result()
+                (output,) = self._connection.result(future)
                 yield Chunk("", output=output)
             finally:
                 self._connection.signal(jobs[0].stopped)
@@ -150,8 +149,6 @@ class OpenAIEngine:
             self._running.update({job.request.id: job for job in jobs})
         try:
             yield jobs
-        except asyncio.CancelledError:
-            raise InferenceError(f"the engine of {self._place} was closed in mid-answer") from None
         finally:
             with self._registry:
                 for job in jobs:

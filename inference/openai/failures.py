@@ -36,15 +36,16 @@ def translate(error: Exception, address: Address) -> InferenceError:
             f"server {address.url} was silent for {address.timeout:g} s (option timeout; tries: "
             f"{address.retries + 1}); raise timeout or look at the server"
         )
-    if isinstance(error, openai.APIConnectionError):
-        cause = address.redact(_line(error.__cause__ or error))
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
+    if isinstance(cause, httpx2.RemoteProtocolError | httpx2.ReadError):
         return ServerUnavailable(
-            f"server {address.url} cannot be reached ({cause}; tries: {address.retries + 1}); "
-            "start it, or correct base_url"
+            f"server {address.url} broke off the connection ({address.redact(_line(cause))}); send "
+            "the request again"
         )
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
         return ServerUnavailable(
-            f"server {address.url} broke off in mid-answer ({said}); send the request again"
+            f"server {address.url} cannot be reached ({address.redact(_line(cause or error))}; "
+            f"tries: {address.retries + 1}); start it, or correct base_url"
         )
     if isinstance(error, openai.APIError):
         return ServerUnavailable(f"server {address.url} failed in mid-answer: {said}")

@@ -65,6 +65,11 @@ def address(config: OpenAIConfig, key: str | None = None) -> Address:
     key = os.environ.get(config.api_key_env, "") if key is None else key
     if not key and "api_key_env" in config.model_fields_set:
         raise AccessDenied(f"the environment variable {config.api_key_env} is empty; set the key")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise AccessDenied(
+            f"the environment variable {config.api_key_env} holds a blank or a character that no "
+            "header can carry; set the key alone"
+        )
     if key and parts.scheme == "http" and not is_loopback(parts.hostname):
         raise InferenceInputError(
             f"base_url {url} would carry the key of {config.api_key_env} in clear text to another "
