@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 from inference import InferenceInputError
@@ -64,6 +65,17 @@ def _answers(url: str) -> bool:
 def require_vllm() -> None:
     """Skip the test, saying what is missing, where no environment holds vLLM."""
     try:
-        interpreter(None)
+        interpreter()
     except InferenceInputError as error:
         pytest.skip(str(error))
+
+
+def processes(group: int) -> list[int]:
+    """Ids of the running processes of a process group."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and os.getpgid(process.pid) == group:
+                found.append(process.pid)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from inference.engine import Capability, OpenAIConfig
@@ -238,7 +238,7 @@ class OpenAIEngine:
 def _post(
     loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Chunk | None], item: Chunk | None
 ) -> None:
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # the loop was closed; nobody listens any more
         loop.call_soon_threadsafe(queue.put_nowait, item)
 
 

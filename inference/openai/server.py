@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+
 from inference.engine import Capability, OpenAIConfig
 from inference.errors import (
     AccessDenied,
@@ -21,6 +23,7 @@ from inference.requests import Message
 from inference.suggest import nearest
 
 BASE_URL = "RAGWRIGHT_OPENAI_BASE_URL"
+HOSTS = "RAGWRIGHT_OPENAI_HOSTS"
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,12 @@ class Profile:
     tokens: Tokens | None = None
 
 
-def address(config: OpenAIConfig, key: str | None = None) -> Address:
+def address(config: OpenAIConfig) -> Address:
     """Where to connect; the key comes from the environment variable that the options name.
 
-    Raises InferenceInputError for an address that is missing, not http(s), holds a password, or
-    would carry the key over an open network in clear text; AccessDenied for an empty variable
-    that the options name.
+    Raises InferenceInputError for an address that is missing, not http(s), holds a password, is
+    on a host that the environment does not name, or would carry the key over an open network in
+    clear text; AccessDenied for an empty variable that the options name.
     """
     url = config.base_url or os.environ.get(BASE_URL, "")
     if not url:
@@ -51,18 +54,29 @@ def address(config: OpenAIConfig, key: str | None = None) -> Address:
             f"the openai engine has no address; give base_url in the workflow's resource, or set "
             f"{BASE_URL}, for example to http://127.0.0.1:8000/v1"
         )
-    parts = urlsplit(url)
+    bad = InferenceInputError(
+        f"base_url {url!r} must be http(s)://HOST[:PORT]/PATH, for example http://127.0.0.1:8000/v1"
+    )
+    try:
+        parts, sent_to = urlsplit(url), httpx2.URL(url).host
+    except (ValueError, httpx2.InvalidURL):
+        raise bad from None
     if parts.username or parts.password:
         raise InferenceInputError(
             f"base_url holds a user name or password (host {parts.hostname}); put the key into "
             f"the environment variable {config.api_key_env} instead"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    # The host that is checked must be the one that the client reads from the same text.
+    same = parts.hostname is not None and sent_to.lower() == parts.hostname
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or not same:
+        raise bad
+    if not is_loopback(parts.hostname) and parts.hostname not in _named_hosts():
         raise InferenceInputError(
-            f"base_url {url!r} must be http(s)://HOST[:PORT]/PATH, for example "
-            "http://127.0.0.1:8000/v1"
+            f"base_url {url} is on another host, which a workflow file alone cannot choose, "
+            f"because it would be sent questions and documents; set {BASE_URL} to it, or add "
+            f"{parts.hostname} to {HOSTS} (separated by commas)"
         )
-    key = os.environ.get(config.api_key_env, "") if key is None else key
+    key = os.environ.get(config.api_key_env, "")
     if not key and "api_key_env" in config.model_fields_set:
         raise AccessDenied(f"the environment variable {config.api_key_env} is empty; set the key")
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -77,6 +91,12 @@ def address(config: OpenAIConfig, key: str | None = None) -> Address:
         )
     source = f"the environment variable {config.api_key_env}"
     return Address(url.rstrip("/"), key, source, config.timeout, config.retries)
+
+
+def _named_hosts() -> set[str]:
+    """Hosts other than this one that the environment allows."""
+    listed = {host.strip().lower() for host in os.environ.get(HOSTS, "").split(",")}
+    return listed | {urlsplit(os.environ.get(BASE_URL, "")).hostname or ""} - {""}
 
 
 async def discover(connection: Connection, config: OpenAIConfig) -> Profile:

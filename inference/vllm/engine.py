@@ -22,7 +22,7 @@ class VLLMEngine:
     @classmethod
     def from_config(cls, config: VLLMConfig) -> VLLMEngine:
         """Resolve the model, fetching it if needed, start the server and connect."""
-        interpreter(config.environment)  # refused before a model is fetched
+        interpreter()  # refused before a model is fetched
         server = Server(config, resolve(config.model))
         options = OpenAIConfig(model=config.model, concurrency=config.concurrency)
         try:

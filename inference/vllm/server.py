@@ -24,12 +24,12 @@ ENVIRONMENT = "RAGWRIGHT_VLLM_ENV"
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def interpreter(environment: str | None) -> Path:
+def interpreter() -> Path:
     """Python of the environment that holds vLLM; this process's own where vLLM is installed in it.
 
     Raises InferenceInputError, with the way to make one, where there is none.
     """
-    named = environment or os.environ.get(ENVIRONMENT)
+    named = os.environ.get(ENVIRONMENT)
     if not named and find_spec("vllm") is not None:
         return Path(sys.executable)
     folder = Path(named or PROJECT / ".venv-vllm")
@@ -37,8 +37,8 @@ def interpreter(environment: str | None) -> Path:
     packages = folder.expanduser().glob("lib/python3*/site-packages/vllm/__init__.py")
     if not python.is_file() or not any(packages):
         raise InferenceInputError(
-            f"no environment with vLLM at {folder}; make one with `make vllm-env`, or name it in "
-            f"the option environment or in {ENVIRONMENT}"
+            f"no environment with vLLM at {folder}; make one with `make vllm-env`, or name one "
+            f"in {ENVIRONMENT}"
         )
     return python
 
@@ -47,7 +47,7 @@ class Server:
     """A running server; `url` ends in /v1, and only who knows `key` may use it."""
 
     def __init__(self, config: VLLMConfig, folder: Path) -> None:
-        python = interpreter(config.environment)
+        python = interpreter()
         self._ended = False
         self.key = secrets.token_urlsafe(24)
         self._port = _free_port()

@@ -136,7 +136,7 @@ def test_aborting_what_does_not_run_says_so(engine: Engine) -> None:
 
 def test_a_closed_engine_refuses_work(config: EngineConfig) -> None:
     if isinstance(config, VLLMConfig):
-        pytest.skip("a second start of vLLM takes minutes; test_vllm.py closes the first")
+        pytest.skip("a second start of vLLM takes minutes; its fixture checks the closing")
     engine = config.open()
     engine.close()
     with pytest.raises(InferenceError, match="closed"):

@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from inference import InferenceError, InferenceInputError, Message, Request, SamplingParams
 from inference.engine import OpenAIConfig
@@ -28,6 +29,7 @@ from inference.errors import (
     Unsupported,
 )
 from inference.openai.engine import OpenAIEngine
+from inference.openai.server import address
 
 KEY = "sk-a-key-that-nobody-may-see"
 MODELS = {"data": [{"id": "small"}, {"id": "large", "max_model_len": 64}]}
@@ -304,10 +306,15 @@ def test_closing_ends_what_runs(server: Naughty, opened: Callable[..., OpenAIEng
     ("url", "message"),
     [
         (None, "RAGWRIGHT_OPENAI_BASE_URL"),
-        ("ftp://127.0.0.1/v1", "http"),
-        ("http://127.0.0.1/v1?x=1", "http"),
+        ("ftp://127.0.0.1/v1", r"http\(s\)"),
+        ("http://127.0.0.1/v1?x=1", r"http\(s\)"),
+        ("http://[::1/v1", r"http\(s\)"),
+        ("http://127.0.0.1:port/v1", r"http\(s\)"),
+        ("127.0.0.1:8000", r"http\(s\)"),
         ("https://me:secret@example.org/v1", "user name or password"),
         ("http://example.org/v1", "clear text"),
+        ("https://example.com/v1", "RAGWRIGHT_OPENAI_HOSTS"),
+        ("https://example.org.evil.com/v1", "RAGWRIGHT_OPENAI_HOSTS"),
     ],
 )
 def test_bad_addresses_are_refused_before_anything_is_sent(
@@ -315,6 +322,7 @@ def test_bad_addresses_are_refused_before_anything_is_sent(
 ) -> None:
     monkeypatch.setenv("RAGWRIGHT_OPENAI_API_KEY", KEY)
     monkeypatch.delenv("RAGWRIGHT_OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("RAGWRIGHT_OPENAI_HOSTS", "other.org, example.org")
     with pytest.raises(InferenceInputError, match=message) as caught:
         OpenAIEngine.from_config(OpenAIConfig(base_url=url))
     assert KEY not in str(caught.value)
@@ -325,13 +333,28 @@ def test_bad_addresses_are_refused_before_anything_is_sent(
 def test_a_key_that_no_header_carries_is_not_shown(
     key: str, server: Naughty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MY_KEY", key)
-    with pytest.raises(AccessDenied, match="MY_KEY") as caught:
-        OpenAIEngine.from_config(OpenAIConfig(base_url=server.url, api_key_env="MY_KEY"))
+    monkeypatch.setenv("RAGWRIGHT_MY_KEY", key)
+    with pytest.raises(AccessDenied, match="RAGWRIGHT_MY_KEY") as caught:
+        OpenAIEngine.from_config(OpenAIConfig(base_url=server.url, api_key_env="RAGWRIGHT_MY_KEY"))
     assert key.strip() not in str(caught.value)
 
 
 def test_a_named_variable_must_hold_a_key(server: Naughty, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MY_KEY", raising=False)
-    with pytest.raises(AccessDenied, match="MY_KEY is empty"):
-        OpenAIEngine.from_config(OpenAIConfig(base_url=server.url, api_key_env="MY_KEY"))
+    monkeypatch.delenv("RAGWRIGHT_MY_KEY", raising=False)
+    with pytest.raises(AccessDenied, match="RAGWRIGHT_MY_KEY is empty"):
+        OpenAIEngine.from_config(OpenAIConfig(base_url=server.url, api_key_env="RAGWRIGHT_MY_KEY"))
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "ragwright_key"])
+def test_a_workflow_cannot_send_other_variables_anywhere(name: str) -> None:
+    with pytest.raises(ValidationError, match="api_key_env"):
+        OpenAIConfig(api_key_env=name)
+
+
+def test_a_host_that_the_environment_names_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGWRIGHT_OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("RAGWRIGHT_OPENAI_BASE_URL", "https://example.org/v1")
+    assert address(OpenAIConfig()).url == "https://example.org/v1"
+    named = address(OpenAIConfig(base_url="https://example.org/other/v1/"))
+    assert (named.url, named.key) == ("https://example.org/other/v1", KEY)
+    assert KEY not in repr(named)
