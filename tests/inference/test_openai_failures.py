@@ -156,7 +156,7 @@ def test_a_silent_server_is_a_timeout(server: Naughty, opened: Callable[..., Ope
         opened(retries=0, timeout=0.3).generate([REQUEST])
 
 
-def test_an_abort_does_not_wait_for_a_retry(
+def test_a_deadline_does_not_wait_for_a_retry(
     server: Naughty, opened: Callable[..., OpenAIEngine]
 ) -> None:
     engine, request = opened(), Request(prompt="x", seconds=0.3)
