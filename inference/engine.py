@@ -127,6 +127,69 @@ class NativeConfig(EngineConfig):
         return NativeEngine.from_config(self)
 
 
+class OpenAIConfig(EngineConfig):
+    """A server that speaks OpenAI's protocol, local or remote; the key is never in a file.
+
+    `base_url` falls back to RAGWRIGHT_OPENAI_BASE_URL, and may name another host than this machine
+    only if that variable or RAGWRIGHT_OPENAI_HOSTS names it too. `api_key_env` names the variable
+    that holds the key. `timeout` is the longest silence, in seconds. `tokenizer` names a model of
+    the store whose tokenizer counts where the server does not.
+    """
+
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str = Field(default="RAGWRIGHT_OPENAI_API_KEY", pattern=r"^RAGWRIGHT_[A-Z0-9_]+$")
+    timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    retries: int = Field(default=3, ge=0, le=20)
+    context_length: int | None = Field(default=None, ge=2)
+    api: Literal["auto", "chat", "completions"] = "auto"
+    tokenizer: str | None = None
+    concurrency: int = Field(default=16, ge=1, le=1024)
+
+    provides = frozenset(
+        {
+            Capability.CHAT,
+            Capability.STREAM,
+            Capability.SCORE,
+            Capability.SEED,
+            Capability.ABORT,
+        }
+    )
+
+    def open(self) -> Engine:
+        """Connect, and ask the server what it can do; the engine may offer less than `provides`."""
+        from inference.openai.engine import OpenAIEngine
+
+        return OpenAIEngine.from_config(self)
+
+
+class VLLMConfig(EngineConfig):
+    """vLLM's server as a child process on this machine, closed with the engine.
+
+    vLLM is looked for in the environment RAGWRIGHT_VLLM_ENV, in this process's own, and in
+    `.venv-vllm`; a workflow file cannot name one, because its programs would be run.
+    `kv_cache_gib` is the memory of its cache, `startup_seconds` how long loading may take.
+    """
+
+    model: str = "default"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    context_length: int | None = Field(default=None, ge=2)
+    threads: int | None = Field(default=None, ge=1)
+    kv_cache_gib: int = Field(default=1, ge=1)
+    startup_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    concurrency: int = Field(default=16, ge=1, le=1024)
+
+    provides = OpenAIConfig.provides | {Capability.PREFIX_REUSE}
+
+    def open(self) -> Engine:
+        """Resolve the model, start the server and wait until it answers."""
+        from inference.vllm.engine import VLLMEngine
+
+        return VLLMEngine.from_config(self)
+
+
 ENGINES: dict[str, type[EngineConfig]] = {
     "native": NativeConfig,
+    "openai": OpenAIConfig,
+    "vllm": VLLMConfig,
 }

@@ -53,3 +53,27 @@ class GrammarDeadEnd(InferenceError):
     """A grammar led to a place from which no text can be finished."""
 
     code = "grammar_dead_end"
+
+
+class Unsupported(InferenceInputError):
+    """The engine cannot do this, or its server does not say that it can."""
+
+    code = "unsupported"
+
+
+class AccessDenied(InferenceInputError):
+    """A server wants a key, or refuses the one it was given."""
+
+    code = "access_denied"
+
+
+class ServerUnavailable(InferenceError):
+    """A model server cannot be reached, fails, or broke off in mid-answer."""
+
+    code = "server_unavailable"
+
+
+class ServerTimeout(ServerUnavailable):
+    """A model server was silent for longer than the engine's `timeout`."""
+
+    code = "server_timeout"

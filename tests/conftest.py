@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from inference.native.engine import NativeEngine
+    from inference.vllm.engine import VLLMEngine
 
 LOOKUPS = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 SENDS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
@@ -59,3 +61,27 @@ def default_engine() -> Iterator[NativeEngine]:
     engine = NativeEngine.from_config(NativeConfig(dtype="float32", device="cpu"))
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_engine() -> Iterator[VLLMEngine]:
+    """The default model under vLLM's server, started once; skipped where vLLM is not there.
+
+    In the end closing it must leave no process of the server.
+    """
+    from inference import InferenceError, Request
+    from inference.vllm.engine import VLLMEngine
+    from tests.servers import VLLM, processes, require_vllm
+
+    require_vllm()
+    engine = VLLMEngine.from_config(VLLM)
+    group = engine.server.pid
+    assert processes(group)
+    yield engine
+    engine.close()
+    with pytest.raises(InferenceError, match="closed"):
+        engine.generate([Request(prompt="x")])
+    deadline = time.monotonic() + 10
+    while left := processes(group):
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.1)

@@ -17,6 +17,7 @@ from retrieval import Retriever, RetrieverConfig
 from retrieval.table import RETRIEVERS
 from workflows.errors import WorkflowInputError
 from workflows.loading import Workflow
+from workflows.nodes import NODES
 from workflows.schema import ResourceSpec, WorkflowSpec
 
 
@@ -79,6 +80,7 @@ class Resources:
         index: Path | None = None,
         overrides: Overrides | None = None,
     ) -> None:
+        self.spec = spec
         self.pool = pool
         self.index = index
         self.overrides = overrides or Overrides()
@@ -115,11 +117,28 @@ class Resources:
         return await self.pool.retriever(self.retrievers[name], self.index)
 
     async def open(self) -> None:
-        """Open everything now, so that a bad model or index is refused before a run begins."""
+        """Open everything now, so that a bad model or index is refused before a run begins.
+
+        An engine may turn out to have less than its row of the table promises (a model without a
+        chat template, a server that cannot score); nodes that need more are refused here.
+        """
         for name in self.retrievers:
             await self.retriever(name)
         for name in self.engines:
-            await self.engine(name)
+            self._require(name, await self.engine(name))
+
+    def _require(self, name: str, engine: Engine) -> None:
+        for node_name, node in self.spec.nodes.items():
+            row = NODES.get(node.use)
+            if row is None or not row.generates or node.engine != name:
+                continue
+            for capability in sorted(row.needs - engine.capabilities):
+                able = [use for use, config in ENGINES.items() if capability in config.provides]
+                raise WorkflowInputError(
+                    f"node {node_name!r} ({node.use}) needs the capability {capability.value!r}, "
+                    f"which the engine {name!r} lacks with model {engine.model!r}; engines that "
+                    f"can have it: {', '.join(able) or 'none'}"
+                )
 
     def for_child(self, spec: WorkflowSpec) -> Resources:
         """The resources of a sub-workflow, over the same pool, index and overrides."""

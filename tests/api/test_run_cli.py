@@ -198,3 +198,14 @@ def test_a_run_id_is_taken_once(ragwright: Ragwright, greet: Path) -> None:
     assert ragwright(*order)[0] == 0
     status, _, errors = ragwright(*order)
     assert status == 2 and "'one' exists already" in errors
+
+
+def test_an_engine_without_an_address_says_what_to_set(
+    ragwright: Ragwright, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAGWRIGHT_OPENAI_BASE_URL", raising=False)
+    status, out, err = ragwright("run", "closed_book", "--question", "Why?", "--engine", "openai")
+    assert (status, out) == (2, "")
+    assert err.startswith("ragwright: ")
+    assert "RAGWRIGHT_OPENAI_BASE_URL" in err
+    assert len(err.splitlines()) == 1

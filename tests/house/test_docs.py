@@ -41,7 +41,7 @@ def fault(words: list[str]) -> str | None:
 
 def _make_fault(words: list[str]) -> str | None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE)) | {"CC"}
     for word in words:
         name, setting, _ = word.partition("=")

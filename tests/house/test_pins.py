@@ -84,7 +84,7 @@ def test_torch_is_the_release_that_needs_no_cuda() -> None:
 
 
 def test_sorted_for_readable_diffs() -> None:
-    for file in ("constraints.txt", "constraints-gpu.txt"):
+    for file in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt"):
         names = list(pins(file))
         assert names == sorted(names)
 
