@@ -1,4 +1,8 @@
-"""The engine over a vLLM server of its own."""
+"""The engine over a vLLM server of its own.
+
+Not verified: a GPU, and the server of a vLLM installed in this very environment. vLLM inside this
+process (`vllm.LLM`) is not used.
+"""
 
 from __future__ import annotations
 

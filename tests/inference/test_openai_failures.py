@@ -28,6 +28,7 @@ from inference.errors import (
     UnknownName,
     Unsupported,
 )
+from inference.grammar import Grammar
 from inference.openai.engine import OpenAIEngine
 from inference.openai.server import address
 
@@ -282,6 +283,8 @@ def test_what_the_server_cannot_do_is_refused_by_name(opened: Callable[..., Open
         engine.count_tokens(REQUEST)
     with pytest.raises(Unsupported, match="tokenizer"):
         engine.generate([Request(prompt="x", truncate="left")])
+    with pytest.raises(Unsupported, match="grammar"):
+        engine.generate([Request(prompt="x", grammar=Grammar.regex("[a-z]+"))])
     with pytest.raises(Unsupported, match="score"):
         engine.score(REQUEST, ["y"])
     with pytest.raises(Unsupported, match="api: chat"):
