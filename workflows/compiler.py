@@ -16,6 +16,8 @@ from langgraph.graph import START as GRAPH_START
 from langgraph.graph import StateGraph
 from langgraph.types import RetryPolicy, Send
 
+from inference import InferenceInputError
+from retrieval import RetrievalInputError
 from workflows.errors import WorkflowError, WorkflowInputError
 from workflows.expressions import Expression, Template
 from workflows.meter import BudgetExhausted
@@ -93,8 +95,9 @@ def _policies(node: NodeSpec) -> dict[str, Any]:
 
 def _worth_retrying(error: Exception) -> bool:
     """Bad input and a spent budget stay what they are however often they are tried."""
-    bad_input = getattr(error, "code", "") == "bad_input"
-    return not (bad_input or isinstance(error, BudgetExhausted | WorkflowInputError))
+    return not isinstance(
+        error, BudgetExhausted | WorkflowInputError | InferenceInputError | RetrievalInputError
+    )
 
 
 def _plain_step(scope: Scope, plan: NodePlan) -> Callable[..., Any]:
@@ -126,9 +129,7 @@ def _add_edges(graph: StateGraph[Any, Any, Any, Any], scope: Scope) -> None:
             graph.add_conditional_edges(origin, _router(scope, source, routes), ends)
 
 
-def _router(
-    scope: Scope, source: str, routes: Sequence[Route]
-) -> Callable[..., Awaitable[list[str]]]:
+def _router(scope: Scope, source: str, routes: Sequence[Route]) -> Router:
     # LangGraph runs a plain function in a worker thread, which costs more than the routing.
     async def route(state: dict[str, Any]) -> list[str]:
         names = {"state": state, "inputs": scope.inputs}

@@ -37,11 +37,6 @@ class StepContext:
         """The inputs of the workflow."""
         return self.scope.inputs
 
-    @property
-    def has_retriever(self) -> bool:
-        """True if the workflow has the retriever resource that this node names."""
-        return self.scope.spec.nodes[self.node].retriever in self.scope.resources.retrievers
-
     def note(self, **facts: Any) -> None:
         """Add facts to the step's record in the trace."""
         self.notes.update(facts)

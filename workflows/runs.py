@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inference import Budget
+from inference.models.manifest import sha256
 from retrieval.build import Progress
 from retrieval.cache import index_for_docs
 from retrieval.manifest import read_manifest
@@ -20,7 +21,7 @@ from workflows.loading import Workflow, load_workflow, parse_input, shipped_work
 from workflows.resources import Overrides, ResourcePool, Resources, retrieves
 from workflows.runtime import RunOptions, RunResult, RunStatus, execute
 from workflows.scope import budget_of
-from workflows.store import RunFolder, RunManifest, file_sha256
+from workflows.store import RunFolder, RunManifest
 
 VERSIONED = ("ragwright", "torch", "transformers", "langgraph", "faiss-cpu", "bm25s")
 
@@ -81,7 +82,6 @@ async def start_run(
         manifest.run_id,
         seed=order.seed,
         budget=_budget(workflow, inputs, order.budget),
-        overrides=overrides,
         sinks=sinks,
         stream_text=stream_text,
     )
@@ -127,7 +127,6 @@ async def resume_run(
         run_id,
         seed=manifest.seed,
         budget=_budget(workflow, inputs, {**(manifest.budget or {}), **(budget or {})}),
-        overrides=overrides,
         sinks=sinks,
         stream_text=stream_text,
         past=folder.past(),
@@ -200,7 +199,7 @@ def _fingerprint(index: Path) -> str:
     Raises BadIndex where there is none.
     """
     read_manifest(index)
-    return file_sha256(index / "manifest.json")
+    return sha256(index / "manifest.json")
 
 
 def _version(distribution: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -20,7 +20,7 @@ from workflows.events import Event, RunFinished, RunStarted, Sink, StepFinished
 from workflows.expressions import Template
 from workflows.loading import Workflow
 from workflows.meter import BudgetExhausted, Meter
-from workflows.resources import Overrides, Resources
+from workflows.resources import Resources
 from workflows.scope import Scope, budget_of
 
 
@@ -79,7 +79,6 @@ class RunOptions:
     run_id: str
     seed: int = 0
     budget: Budget | None = None
-    overrides: Overrides = field(default_factory=Overrides)
     sinks: Sequence[Sink] = ()
     stream_text: bool = False
     past: Past | None = None

@@ -6,7 +6,6 @@ The journal is written step by step, so that what an interrupted run spent is ne
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -174,12 +173,6 @@ def prune(keep: int) -> None:
     for file in finished[: max(len(finished) - keep, 0)]:
         if json.loads(file.read_text(encoding="utf-8"))["status"] == "completed":
             shutil.rmtree(file.parent, ignore_errors=True)
-
-
-def file_sha256(file: Path) -> str:
-    """Hash of a file's bytes, in hexadecimal."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _end_last_line(file: Path) -> None:

@@ -53,7 +53,6 @@ class _Context:
     """A context that answers every call and remembers which were made."""
 
     inputs: Mapping[str, Any] = {"question": "Why?"}
-    has_retriever = True
 
     def __init__(self) -> None:
         self.called: set[str] = set()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inference import Budget, Usage
+from inference.errors import PromptTooLong
 from tests.workflows.conftest import Run, adopt
 from tests.workflows.replay import ReplayEngine
 from workflows.errors import InvalidWorkflow
@@ -235,6 +236,11 @@ class _Failing(ReplayEngine):
         return super().generate(requests)
 
 
+class _TooLong(ReplayEngine):
+    def generate(self, requests: Any) -> Any:
+        raise PromptTooLong("the prompt has more tokens than the context")
+
+
 def test_a_retry_goes_on_after_failures_and_records_them(run: Run) -> None:
     result = run(FLAKY, engine=_Failing(["fine"]))
     assert result.outputs == {"text": "fine"}
@@ -243,6 +249,14 @@ def test_a_retry_goes_on_after_failures_and_records_them(run: Run) -> None:
         (True, True),
         (False, False),
     ]
+
+
+def test_bad_input_is_not_tried_again(run: Run) -> None:
+    engine = _TooLong(["never"])
+    result = run(FLAKY, engine=engine)
+    assert result.status is RunStatus.FAILED and result.error is not None
+    assert result.error["code"] == "prompt_too_long"
+    assert len(result.steps) == 1
 
 
 def test_retries_end(run: Run) -> None:

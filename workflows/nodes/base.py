@@ -22,11 +22,6 @@ class NodeContext(Protocol):
         """The inputs of the workflow."""
         ...
 
-    @property
-    def has_retriever(self) -> bool:
-        """True if the node's retriever resource is open."""
-        ...
-
     async def generate(
         self,
         prompt: Sequence[Message] | str,
