@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from inference.engine import Capability, NativeConfig
-from inference.errors import InferenceError, InferenceInputError
+from inference.errors import InferenceError
 from inference.grammar import Grammar
 from inference.models import resolve
 from inference.native.answer import Answer
@@ -25,6 +25,7 @@ from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
 from inference.native.task import Job
 from inference.requests import Chunk, FinishReason, Output, Request, Score
+from inference.running import Running
 
 if TYPE_CHECKING:
     from inference.grammar.compiler import Compiler
@@ -48,8 +49,8 @@ class NativeEngine:
         self._name = model.name
         self._salt = salt(model.name)
         self._context_length = model.context_length
-        self._running: dict[str, Job] = {}
-        self._registry = threading.Lock()
+        self._running: Running[Job] = Running()
+        self._closing = threading.Lock()
 
     @classmethod
     def from_config(cls, config: NativeConfig) -> NativeEngine:
@@ -179,8 +180,7 @@ class NativeEngine:
 
     def abort(self, request_id: str) -> bool:
         """Stop a running request at its next step; False if it is not running."""
-        with self._registry:
-            job = self._running.get(request_id)
+        job = self._running.find(request_id)
         if job is None:
             return False
         job.cancelled.set()
@@ -188,7 +188,7 @@ class NativeEngine:
 
     def close(self) -> None:
         """Abort what is running and release the model and its caches."""
-        with self._registry:
+        with self._closing:
             loaded, self._loaded = self._loaded, None
         if loaded is not None:
             loaded[1].close()
@@ -229,22 +229,8 @@ class NativeEngine:
         for job in jobs:
             if job.request.grammar is not None:
                 job.matcher = self._grammars.matcher(job.request.grammar)
-        with self._registry:
-            ids: set[str] = set()
-            for request in requests:
-                if request.id in ids or request.id in self._running:
-                    raise InferenceInputError(
-                        f"request id {request.id!r} is already in use; ids that run at the same "
-                        "time must differ"
-                    )
-                ids.add(request.id)
-            self._running.update({job.request.id: job for job in jobs})
-        try:
+        with self._running.admit(jobs):
             yield jobs
-        finally:
-            with self._registry:
-                for job in jobs:
-                    del self._running[job.request.id]
 
 
 def _output(item: Chunk | Exception) -> Output:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from inference.openai.connection import Address, Connection
 from inference.openai.server import Profile, address, discover
 from inference.openai.tokens import ServerTokens, prompt_ids
 from inference.requests import Chunk, FinishReason, Output, Request, Score
+from inference.running import Running
 
 T = TypeVar("T")
 
@@ -33,8 +33,7 @@ class OpenAIEngine:
         self._api = config.api
         self._place = f"server {connection.address.url}"
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._running: dict[str, Job] = {}
-        self._registry = threading.Lock()
+        self._running: Running[Job] = Running()
 
     @classmethod
     def from_config(cls, config: OpenAIConfig) -> OpenAIEngine:
@@ -120,8 +119,7 @@ class OpenAIEngine:
 
     def abort(self, request_id: str) -> bool:
         """Close the stream of a running request; False if it is not running."""
-        with self._registry:
-            job = self._running.get(request_id)
+        job = self._running.find(request_id)
         if job is None:
             return False
         self._connection.signal(job.stopped)
@@ -137,22 +135,8 @@ class OpenAIEngine:
         for request in requests:
             check(self._profile, self._api, request, self._place)
         jobs = [Job(request) for request in requests]
-        with self._registry:
-            ids: set[str] = set()
-            for request in requests:
-                if request.id in ids or request.id in self._running:
-                    raise InferenceInputError(
-                        f"request id {request.id!r} is already in use; ids that run at the same "
-                        "time must differ"
-                    )
-                ids.add(request.id)
-            self._running.update({job.request.id: job for job in jobs})
-        try:
+        with self._running.admit(jobs):
             yield jobs
-        finally:
-            with self._registry:
-                for job in jobs:
-                    del self._running[job.request.id]
 
     async def _answer(self, jobs: list[Job]) -> list[Output]:
         await _together([fit(self._profile, self._api, job, self._place) for job in jobs])
