@@ -16,6 +16,7 @@ from inference.requests import (
     SamplingParams,
     Score,
     Stats,
+    TokenLogprob,
 )
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "SamplingParams",
     "Score",
     "Stats",
+    "TokenLogprob",
     "Usage",
 ]

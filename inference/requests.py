@@ -27,6 +27,8 @@ class FinishReason(StrEnum):
     """`Engine.abort` was called for this request."""
     DEADLINE = "deadline"
     """The request's `seconds` ran out; the text so far is kept."""
+    FAILED = "failed"
+    """This request alone could not go on; `notes["error"]` of its output says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,9 @@ class Request:
     when the prompt is longer than the context; the default refuses (`PromptTooLong`).
     `seconds` is a deadline for the whole request. With a `grammar` the answer belongs to it, or
     its `finish_reason` says what cut it; `notes["grammar"]` of the output tells which.
+    `adapters` are names that were attached to the engine; their deltas add up. `tenant` keeps
+    what is cached of this request from requests of others. With `logprobs` = n each produced
+    token comes with its log-probability and the n most probable tokens in its place.
     """
 
     prompt: str | None = None
@@ -99,6 +104,9 @@ class Request:
     truncate: Literal["never", "left"] = "never"
     seconds: float | None = None
     grammar: Grammar | None = None
+    adapters: tuple[str, ...] = ()
+    tenant: str = ""
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
@@ -109,6 +117,10 @@ class Request:
             )
         if not getattr(self, given[0]):
             raise InferenceInputError(f"request {self.id!r} has an empty {given[0]}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+            raise InferenceInputError(
+                f"request {self.id!r} has logprobs={self.logprobs!r}; give 0 to 20, or leave it out"
+            )
         if self.grammar is not None and self.sampling.stop:
             raise InferenceInputError(
                 f"request {self.id!r} gives a grammar and the stop string "
@@ -140,10 +152,25 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of a produced token under the model, before temperature and filters.
+
+    `id` is None where a server names tokens by their text only. `top` are the most probable
+    tokens in its place as (text, log-probability), the first being the most probable.
+    """
+
+    text: str
+    logprob: float
+    id: int | None = None
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """A finished generation; `text` excludes the stop string, `token_ids` are all produced ids.
 
-    `usage.completion_tokens == len(token_ids)`.
+    `usage.completion_tokens == len(token_ids)`. `logprobs` holds one entry per token where the
+    request asked for them.
     """
 
     id: str
@@ -153,6 +180,7 @@ class Output:
     usage: Usage
     stats: Stats
     notes: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `ragwright generate --json` prints for this output."""
@@ -164,6 +192,7 @@ class Output:
             "usage": self.usage.to_dict(),
             "stats": self.stats.to_dict(),
             **({"notes": dict(self.notes)} if self.notes else {}),
+            **({"logprobs": [asdict(one) for one in self.logprobs]} if self.logprobs else {}),
         }
 
 
