@@ -1,139 +1,107 @@
-"""Attention over a ragged batch: every sequence sees its own part of the store, causally.
+"""Attention over a ragged batch: every sequence sees its own entries, causally or along its tree.
 
-Shapes: query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim], with
-the tokens of all sequences of a step in a row.
+Shapes: query [rows, heads, head_dim], key and value [rows, kv_heads, head_dim], with the tokens of
+all sequences of a step in a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from inference.errors import InferenceInputError
-from inference.native.store import Store
-
-NAME = "ragwright_ragged"
-"""The name under which transformers finds `attend`."""
-
-REFUSED = ("softcap", "s_aux", "position_bias", "head_mask")
-"""Arguments some models pass that this attention does not implement."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Rows [start, end) of a step: one sequence with `past` entries before them.
-
-    `runs` are the slot ranges of all its entries, those of the rows included.
-    """
-
-    start: int
-    end: int
-    past: int
-    runs: tuple[tuple[int, int], ...]
+from inference.native.step import Pad, Step, View, last
 
 
 @dataclass(slots=True)
-class Ragged:
-    """What a step's layers share: where entries go and who sees what."""
+class Heads:
+    """Query, key and value of one layer; `raw` are query and key before rotation, if known."""
 
-    store: Store
-    slots: torch.Tensor
-    spans: Sequence[Span]
-    _masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-
-    def mask(self, span: Span, window: int | None) -> torch.Tensor:
-        """Which of all its entries each row of a span sees: bool [rows, entries]."""
-        key = (span.start, window)
-        if key not in self._masks:
-            device = self.slots.device
-            rows = torch.arange(span.past, span.past + span.end - span.start, device=device)
-            seen = torch.arange(span.past + span.end - span.start, device=device)
-            mask = seen <= rows[:, None]
-            if window is not None:
-                mask &= seen > rows[:, None] - window
-            self._masks[key] = mask
-        return self._masks[key]
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    raw: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: object,
-    *,
-    ragged: Ragged,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **options: object,
-) -> tuple[torch.Tensor, None]:
-    """Attention output [1, tokens, heads, head_dim] of one layer, whose entries it stores."""
-    for name in REFUSED:
-        if options.get(name) is not None:
-            raise InferenceInputError(
-                f"{type(module).__name__} needs attention with {name}, which the native engine "
-                "does not have; choose a model of the Llama, Qwen2, Qwen3, Mistral or SmolLM family"
-            )
-    layer = module.layer_idx
-    groups = query.shape[1] // key.shape[1]
-    ragged.store.write(layer, ragged.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    rows = query[0].transpose(0, 1).unflatten(1, (key.shape[1], groups))
-    outputs = []
-    for span in ragged.spans:
-        runs = span.runs
-        if span.end - span.start == 1:
-            if sliding_window is not None and sliding_window <= span.past:
-                runs = _last(runs, sliding_window)
-            keys, values = ragged.store.read(layer, runs)
-            # The query heads of one key/value head stand in for query positions: nothing to mask.
-            found = scaled_dot_product_attention(
-                rows[span.start : span.end],
-                keys.transpose(0, 1)[None],
-                values.transpose(0, 1)[None],
-                scale=scaling,
-            )
-        else:
-            keys, values = ragged.store.read(layer, runs)
-            found = _chunk(ragged, span, rows, keys, values, scaling, sliding_window)
-        outputs.append(found)
-    whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return whole.flatten(1, 2)[None], None
+    step: Step, layer: int, heads: Heads, scale: float | None, window: int | None
+) -> torch.Tensor:
+    """Attention output [rows, heads, head_dim] of one layer, whose entries it stores."""
+    step.write(layer, heads.key, heads.value)
+    kv_heads = heads.key.shape[1]
+    grouped = heads.query.unflatten(1, (kv_heads, -1))  # [rows, kv_heads, groups, head_dim]
+    output = torch.empty_like(grouped)
+    plan = step.plan(window, grouped.dtype)
+    for pad in plan.pads:
+        output[pad.rows] = _together(step, layer, pad, grouped, scale)
+    for view in plan.alone:
+        found = (_chunk if view.rows > 1 else _single)(step, layer, view, grouped, scale, window)
+        output[view.start : view.end] = found
+    for view in step.views:
+        if view.cache is not None:
+            output[view.start : view.end] = view.cache.attend(layer, view, heads, scale, window)
+    if step.recorder is not None:
+        step.recorder.attention(step, layer, heads, scale, window)
+    return output.flatten(1, 2)
+
+
+def _together(
+    step: Step, layer: int, pad: Pad, grouped: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """One row each of several sequences: [sequences, kv_heads, groups, head_dim]."""
+    count = len(pad.rows)
+    keys, values = step.store.gather(layer, pad.entries)
+    # The query heads of one key/value head stand in for query positions.
+    return scaled_dot_product_attention(
+        grouped[pad.rows],
+        keys.unflatten(0, (count, -1)).transpose(1, 2),
+        values.unflatten(0, (count, -1)).transpose(1, 2),
+        attn_mask=pad.mask,
+        scale=scale,
+    )
+
+
+def _single(
+    step: Step,
+    layer: int,
+    view: View,
+    grouped: torch.Tensor,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """The one row of a sequence: [1, kv_heads, groups, head_dim]; it sees all, so no mask."""
+    runs = view.runs
+    if window is not None and window <= view.past:
+        runs = last(runs, window)
+    keys, values = step.store.read(layer, runs)
+    return scaled_dot_product_attention(
+        grouped[view.start : view.end],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        scale=scale,
+    )
 
 
 def _chunk(
-    ragged: Ragged,
-    span: Span,
-    rows: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scaling: float | None,
+    step: Step,
+    layer: int,
+    view: View,
+    grouped: torch.Tensor,
+    scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
     """Several rows of one sequence: [rows, kv_heads, groups, head_dim]."""
+    keys, values = step.store.read(layer, view.runs)
+    plain = view.past == 0 and view.tree is None and (window is None or window >= len(keys))
     # [kv_heads, groups, rows, head_dim] against entries expanded over the groups, not copied.
-    groups = rows.shape[2]
-    plain = span.past == 0 and (window is None or window >= len(keys))
+    groups = grouped.shape[2]
     found = scaled_dot_product_attention(
-        rows[span.start : span.end].permute(1, 2, 0, 3),
+        grouped[view.start : view.end].permute(1, 2, 0, 3),
         keys.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
         values.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
-        attn_mask=None if plain else ragged.mask(span, window),
+        attn_mask=None if plain else step.mask(view, window),
         is_causal=plain,
-        scale=scaling,
+        scale=scale,
     )
     return found.permute(2, 0, 1, 3)
-
-
-def _last(runs: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, int], ...]:
-    """The last `count` slots of slot ranges."""
-    kept: list[tuple[int, int]] = []
-    for start, end in reversed(runs):
-        if count == 0:
-            break
-        kept.append((max(start, end - count), end))
-        count -= end - kept[-1][0]
-    return tuple(reversed(kept))

@@ -24,6 +24,7 @@ from inference.native.prompts import continuation_ids, encode, fit
 from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
 from inference.native.task import Job
+from inference.native.threads import release_workers
 from inference.requests import Chunk, FinishReason, Output, Request, Score
 from inference.running import Running
 
@@ -157,6 +158,7 @@ class NativeEngine:
                 # The last prompt token is read again by each: its logits give the first score.
                 core.fork(prompt, tasks, len(job.prompt) - 1)
 
+            release_workers()
             core.add([Reading(job, self._salt, split, lambda why: found.put((-1, why)))])
             scores: dict[int, Score] = {}
             try:
@@ -208,6 +210,7 @@ class NativeEngine:
     def _start(self, jobs: Sequence[Job], emit: Callable[[Chunk | Exception], object]) -> None:
         """Hand the jobs to the step loop together."""
         model, core = self._open()
+        release_workers()  # the step thread computes from here on
         size = core.runner.store.token_bytes
         core.add([Answer(model, job, emit, size, self._salt) for job in jobs])
 

@@ -14,6 +14,7 @@ from inference.native.runner import Runner
 from inference.native.scheduler import Scheduler
 from inference.native.sequence import Sequence as Row
 from inference.native.task import Task
+from inference.native.threads import release_workers
 from inference.requests import FinishReason
 
 IDLE_SECONDS = 2.0
@@ -92,6 +93,7 @@ class Core:
         """Take in new work, waiting for it if there is none; False ends the thread."""
         with self._changed:
             if not (self._inbox or self._tasks or self._closed):
+                release_workers()  # whoever takes over, perhaps another engine, gets the cores
                 self._changed.wait(IDLE_SECONDS)
             self._tidy()
             for task in self._inbox:

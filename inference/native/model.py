@@ -1,99 +1,109 @@
-"""A transformers causal language model, ready for one forward pass at a time."""
+"""A causal language model from a folder, ready for one forward pass at a time."""
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
 
 from inference.errors import InferenceError, InferenceInputError
+from inference.native.lean import Lean, runs_lean
+from inference.native.plain import FAMILIES, Plain
+from inference.native.step import Step
 from inference.terminal import bars_only_on_terminal
+
+ForwardPath = Literal["auto", "lean", "transformers"]
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 MOVING_ROPE = {"dynamic", "longrope"}
-FAMILIES = "choose a model of the Llama, Qwen2, Qwen3, Mistral or SmolLM family"
+FAULTS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+class Network(Protocol):
+    """A forward pass over the rows of a step."""
+
+    device: torch.device
+    dtype: torch.dtype
+    vocabulary: int
+    width: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, tied ones once."""
+        ...
+
+    def forward(self, step: Step) -> torch.Tensor | None:
+        """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""
+        ...
 
 
 class Model:
-    """Weights, tokenizer and the facts about them that decoding needs."""
+    """A network, its tokenizer and the facts about them that decoding needs."""
 
-    def __init__(self, network: Any, tokenizer: Any, name: str) -> None:
-        self.network = network.eval()
+    def __init__(
+        self, network: Network, tokenizer: Any, name: str, config: Any, stop_ids: frozenset[int]
+    ) -> None:
+        self.network = network
         self.tokenizer = tokenizer
         self.name = name
-        self.config = network.config.get_text_config()
-        self.device: torch.device = network.device
-        self.context_length = _context_length(self.config, name)
-        self.vocabulary = int(network.get_input_embeddings().weight.shape[0])
-        self.width = int(network.get_output_embeddings().weight.shape[0])  # of the logits
-        self.stop_ids = _stop_ids(network, tokenizer)
-        _refuse_unsupported(self.config, name)
-        self._keeps = "logits_to_keep" in inspect.signature(network.forward).parameters
+        self.config = config
+        self.device = network.device
+        self.context_length = _context_length(config, name)
+        self.vocabulary = network.vocabulary
+        self.width = network.width  # of the logits
+        self.stop_ids = stop_ids
 
     @classmethod
-    def load(cls, folder: Path, name: str, dtype: str, device: str) -> Model:
-        """Load safetensors from `folder`; 'auto' takes CUDA and bfloat16 where there is CUDA."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def load(
+        cls, folder: Path, name: str, dtype: str, device: str, *, path: ForwardPath = "auto"
+    ) -> Model:
+        """Load safetensors from `folder`; 'auto' takes CUDA and bfloat16 where there is CUDA.
 
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InferenceInputError(
-                "device 'cuda' was asked for and torch sees no CUDA device; use 'cpu' or 'auto'"
-            )
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "bfloat16" if device == "cuda" else "float32"
+        `path` is whose forward pass runs: 'lean' ours, 'transformers' theirs, 'auto' ours where
+        it covers the architecture.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        place = _device(device)
+        kind = _dtype(dtype, place)
         try:
             with bars_only_on_terminal():
-                network, report = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=getattr(torch, dtype),
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
+                whole = AutoConfig.from_pretrained(folder, local_files_only=True)
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InferenceError(
-                f"model {name!r} in {folder} cannot be loaded: {reason}; "
-                "fetch or convert the checkpoint again"
-            ) from error
-        if missing := sorted(report["missing_keys"]):
-            raise InferenceError(
-                f"model {name!r} in {folder} lacks {len(missing)} of its tensors, the first "
-                f"{missing[0]!r}; fetch or convert the checkpoint again"
+        except FAULTS as error:
+            raise _unloadable(name, folder, error) from error
+        config = whole.get_text_config()
+        _context_length(config, name)
+        _refuse_unsupported(config, name)
+        lean = runs_lean(config)
+        if path == "lean" and not lean:
+            raise InferenceInputError(
+                f"model {name!r} is of type {config.model_type!r}, for which there is no lean "
+                "forward pass; use forward 'auto' or 'transformers'"
             )
-        return cls(network.to(device), tokenizer, name)
+        network: Network
+        if lean and path != "transformers":
+            network = _lean(folder, name, config, kind, place)
+        else:
+            network = _plain(folder, name, kind, place)
+        return cls(network, tokenizer, name, config, _stop_ids(folder, config, tokenizer))
 
-    def forward(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        kept: torch.Tensor,
-        **context: object,
-    ) -> torch.Tensor | None:
-        """Float32 logits [len(kept), vocabulary] of rows `kept` of `ids` [1, tokens].
+    @property
+    def lean(self) -> Lean | None:
+        """Our own forward pass, to which methods attach; None where transformers' runs."""
+        return self.network if isinstance(self.network, Lean) else None
 
-        `context` reaches every attention layer. None where no row is kept.
-        """
-        options = {"logits_to_keep": kept} if self._keeps else {}
+    def forward(self, step: Step) -> torch.Tensor | None:
+        """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""
         try:
-            output = self.network(
-                input_ids=ids, position_ids=positions, use_cache=False, **options, **context
-            )
+            return self.network.forward(step)
         except torch.OutOfMemoryError as error:
             raise InferenceError(
                 f"{self.device} has too little memory for model {self.name!r} at this length; "
                 "use a shorter prompt, dtype bfloat16, or smaller kv_cache_bytes or step_tokens"
             ) from error
-        if not len(kept):
-            return None
-        logits: torch.Tensor = output.logits[0] if self._keeps else output.logits[0, kept]
-        return logits.float()
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -113,13 +123,71 @@ def _context_length(config: Any, name: str) -> int:
     return length
 
 
-def _stop_ids(network: Any, tokenizer: Any) -> frozenset[int]:
-    stated = getattr(network.generation_config, "eos_token_id", None)
-    if stated is None:
-        stated = tokenizer.eos_token_id
+def _stop_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    from transformers import GenerationConfig
+
+    stated = None
+    if (folder / "generation_config.json").is_file():
+        stated = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    for other in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
+        stated = other if stated is None else stated
     if stated is None:
         return frozenset()
     return frozenset(stated if isinstance(stated, list) else [stated])
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InferenceInputError(
+            "device 'cuda' was asked for and torch sees no CUDA device; use 'cpu' or 'auto'"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _lean(folder: Path, name: str, config: Any, dtype: torch.dtype, device: torch.device) -> Lean:
+    try:
+        return Lean(folder, name, config, dtype, device)
+    except (RuntimeError, KeyError) as error:  # shapes that do not fit together
+        raise _unloadable(name, folder, error) from error
+
+
+def _plain(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> Plain:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with bars_only_on_terminal():
+            network, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except FAULTS as error:
+        raise _unloadable(name, folder, error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise InferenceError(
+            f"model {name!r} in {folder} lacks {len(missing)} of its tensors, the first "
+            f"{missing[0]!r}; fetch or convert the checkpoint again"
+        )
+    return Plain(network.to(device), name)
+
+
+def _unloadable(name: str, folder: Path, error: Exception) -> InferenceError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InferenceError(
+        f"model {name!r} in {folder} cannot be loaded: {reason}; "
+        "fetch or convert the checkpoint again"
+    )
 
 
 def _refuse_unsupported(config: Any, name: str) -> None:

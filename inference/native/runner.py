@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from inference.errors import InferenceError
-from inference.native.attention import NAME, Ragged, Span, attend
 from inference.native.blocks import BlockManager
 from inference.native.model import Model
+from inference.native.plain import Plain
 from inference.native.sequence import Sequence as Row
+from inference.native.step import Step, View
 from inference.native.store import Store
 
 
@@ -18,10 +18,6 @@ class Runner:
     """Turns scheduled sequences into tensors and logits; owns the key/value store."""
 
     def __init__(self, model: Model) -> None:
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(NAME, attend)
-        model.network.set_attn_implementation(NAME)
         self._model = model
         self._size = 1
         self.store = Store()
@@ -40,20 +36,25 @@ class Runner:
         none of whose rows are wanted gets none.
         """
         with torch.inference_mode():
-            return self._step(picked, copies)
+            size = self._size
+            last = max((max(seq.blocks) for seq in picked if seq.blocks), default=-1)
+            self.store.reserve((last + 1) * size)
+            for source, target in copies:
+                self.store.copy(source * size, target * size, size)
+            step, parts = self._compose(picked)
+            logits = self._model.forward(step)
+            if logits is None:
+                return []
+            pieces = logits.split([count for _, count in parts])
+            return list(zip((seq for seq, _ in parts), pieces, strict=True))
 
-    def _step(
-        self, picked: Sequence[Row], copies: Sequence[tuple[int, int]]
-    ) -> list[tuple[Row, torch.Tensor]]:
-        size = self._size
-        last = max((max(seq.blocks) for seq in picked), default=-1)
-        self.store.reserve((last + 1) * size)
-        for source, target in copies:
-            self.store.copy(source * size, target * size, size)
+    def _compose(self, picked: Sequence[Row]) -> tuple[Step, list[tuple[Row, int]]]:
+        """The tensors of a step, and how many rows of logits each sequence gets of it."""
+        device, size = self._model.device, self._size
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        spans: list[Span] = []
+        views: list[View] = []
         kept: list[int] = []
         parts: list[tuple[Row, int]] = []
         for seq in picked:
@@ -62,44 +63,27 @@ class Runner:
             if (count := end - max(start, first)) > 0:
                 kept += range(len(ids) + seq.scheduled - count, len(ids) + seq.scheduled)
                 parts.append((seq, count))
-            spans.append(Span(len(ids), len(ids) + seq.scheduled, start, _runs(seq, size, end)))
+            at = range(start, end)
+            views.append(View(len(ids), len(ids) + seq.scheduled, start, _runs(seq, size, end), at))
             ids += seq.ids[start:end]
-            positions += range(start, end)
-            slots += [seq.blocks[at // size] * size + at % size for at in range(start, end)]
-        logits = self._forward(ids, positions, slots, spans, kept)
-        if logits is None:
-            return []
-        pieces = logits.split([count for _, count in parts])
-        return list(zip((seq for seq, _ in parts), pieces, strict=True))
-
-    def _forward(
-        self,
-        ids: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
-        spans: Sequence[Span],
-        kept: Sequence[int],
-    ) -> torch.Tensor | None:
-        device = self._model.device
-        ragged = Ragged(self.store, torch.tensor(slots, device=device), spans)
-        return self._model.forward(
-            torch.tensor([ids], device=device),
-            torch.tensor([positions], device=device),
+            positions += at
+            slots += [seq.blocks[place // size] * size + place % size for place in at]
+        step = Step(
+            torch.tensor(ids, device=device),
+            torch.tensor(positions, device=device),
             torch.tensor(kept, dtype=torch.long, device=device),
-            ragged=ragged,
+            self.store,
+            torch.tensor(slots, dtype=torch.long, device=device),
+            views,
         )
+        return step, parts
 
     def _probe(self) -> None:
         """One token through the model: learns the shapes, and that every layer is ours."""
-        row = Row(ids=[0], blocks=[0], scheduled=1)
-        self.step([row])
-        layers = int(self._model.config.num_hidden_layers)
-        if len(self.store.keys) != layers:
-            raise InferenceError(
-                f"model {self._model.name!r} sends {len(self.store.keys)} of its {layers} layers "
-                "through transformers' attention interface, and the native engine needs all; "
-                "choose a model of the Llama, Qwen2, Qwen3, Mistral or SmolLM family"
-            )
+        self.step([Row(ids=[0], blocks=[0], scheduled=1)])
+        if isinstance(self._model.network, Plain):
+            layers = int(self._model.config.num_hidden_layers)
+            self._model.network.check(len(self.store.keys), layers)
 
 
 def _runs(seq: Row, size: int, tokens: int) -> tuple[tuple[int, int], ...]:

@@ -69,6 +69,10 @@ class Store:
             torch.cat([values[start:end] for start, end in runs]),
         )
 
+    def gather(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [tokens, heads, head_dim] of any slots, copied."""
+        return self.keys[layer].index_select(0, slots), self.values[layer].index_select(0, slots)
+
     def copy(self, source: int, target: int, slots: int) -> None:
         """Copy `slots` entries from slot `source` on to slot `target` on."""
         for held in (self.keys, self.values):
