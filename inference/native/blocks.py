@@ -34,6 +34,7 @@ class BlockManager:
         self.size = size
         self.copies: list[tuple[int, int]] = []
         self._keep = keep
+        self.reserved = 0
         self._refs: dict[int, int] = {}
         self._marks = bytearray(capacity)
         self._by_hash: dict[bytes, int] = {}
@@ -53,7 +54,7 @@ class BlockManager:
     @property
     def free(self) -> int:
         """Blocks that can be handed out."""
-        return self.capacity - len(self._refs)
+        return self.capacity - len(self._refs) - self.reserved
 
     def references(self, block: int) -> int:
         """How many sequences hold a block."""
@@ -93,6 +94,16 @@ class BlockManager:
             seq.blocks.append(self._take(seq.blocks[-1] if seq.blocks else -1, missing, seq))
         return True
 
+    def set_apart(self, seq: Sequence) -> bool:
+        """Keep memory of `seq.reserve` blocks free for its own tensors; False if too little."""
+        if seq.reserve > self.free:
+            return False
+        self.reserved += seq.reserve
+        seq.reserved = seq.reserve
+        while self._idle and len(self._refs) + len(self._idle) + self.reserved > self.capacity:
+            self._marks[self._forget_oldest()] = BLANK
+        return True
+
     def fork(self, parent: Sequence, child: Sequence, cached: int) -> None:
         """Let `child` hold the blocks of the first `cached` tokens, which the two share."""
         assert not child.blocks and cached <= parent.cached
@@ -117,6 +128,8 @@ class BlockManager:
 
     def release(self, seq: Sequence) -> None:
         """Take everything back from `seq`; its tail becomes reusable before its beginning."""
+        self.reserved -= seq.reserved
+        seq.reserved = 0
         for block in reversed(seq.blocks):
             self._refs[block] -= 1
             if self._refs[block]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from inference.errors import InferenceError
 from inference.native.blocks import BLOCK, BlockManager
 from inference.native.model import Model
-from inference.native.runner import Runner
+from inference.native.runner import Result, Runner
 from inference.native.scheduler import Scheduler
 from inference.native.sequence import Sequence as Row
-from inference.native.task import Task
+from inference.native.task import Drafts, Task
 from inference.native.threads import release_workers
 from inference.requests import FinishReason
+from inference.taps import Tapped
 
 IDLE_SECONDS = 2.0
 """How long the thread stays without work; the next work starts another."""
@@ -59,8 +61,9 @@ class Core:
     def fork(self, parent: Row, tasks: Sequence[Task], cached: int) -> None:
         """Start tasks whose rows share the first `cached` entries of `parent`; inside a step."""
         for task in tasks:
-            self._tasks[task.sequence] = task
-            self.scheduler.fork(parent, task.sequence, cached)
+            (row,) = task.rows
+            self._tasks[row] = task
+            self.scheduler.fork(parent, row, cached)
 
     def forget(self) -> None:
         """Drop every kept prefix, before the next step if one is running."""
@@ -85,7 +88,7 @@ class Core:
                 self._step()
             except Exception as error:
                 # A forward that failed leaves no entry that can be trusted.
-                for task in list(self._tasks.values()):
+                for task in self._working():
                     self._leave(task, error)
                 self.blocks.clear()
 
@@ -97,8 +100,9 @@ class Core:
                 self._changed.wait(IDLE_SECONDS)
             self._tidy()
             for task in self._inbox:
-                self._tasks[task.sequence] = task
-                self.scheduler.add(task.sequence)
+                for row in task.rows:
+                    self._tasks[row] = task
+                    self.scheduler.add(row)
             self._inbox = []
             if self._tasks:
                 return True
@@ -112,7 +116,7 @@ class Core:
 
     def _interrupt(self) -> None:
         """End what was aborted or ran out of time; its blocks are free for this step."""
-        for task in list(self._tasks.values()):
+        for task in self._working():
             reason = FinishReason.ABORTED if self._closed else task.job.interrupted()
             if reason is not None:
                 self._leave(task, reason)
@@ -121,32 +125,56 @@ class Core:
         picked = self.scheduler.schedule()
         if not picked:
             return
-        tasks = [self._tasks[row] for row in picked]
-        for row, task in zip(picked, tasks, strict=True):
-            if row.turn < 0:
+        for task in {id(self._tasks[row]): self._tasks[row] for row in picked}.values():
+            if all(row.turn < 0 for row in task.rows):
                 task.begin()
         copies, self.blocks.copies = self.blocks.copies, []
         results = self.runner.step(picked, copies)
         self.scheduler.advance()
-        for task in tasks:
-            task.stepped()
+        shown: dict[int, tuple[Task, list[Tapped]]] = {}
+        for result in results:
+            task = self._tasks[result.row]
+            _, tapped = shown.setdefault(id(task), (task, []))
+            tapped += [result.tapped] if result.tapped is not None else []
+        for task, tapped in shown.values():
+            self._guarded(task, partial(task.stepped, tapped))
         with torch.inference_mode():
-            for row, logits in results:
-                self._deliver(self._tasks[row], logits)
+            for result in results:
+                # Another row of the same task may have ended it in this very step.
+                if result.logits is not None and result.row in self._tasks:
+                    task = self._tasks[result.row]
+                    self._guarded(task, partial(self._deliver, task, result))
 
-    def _deliver(self, task: Task, logits: torch.Tensor) -> None:
-        """Give a task its logits; one that breaks harms nobody else."""
+    def _deliver(self, task: Task, result: Result) -> FinishReason | None:
+        """Give a task its logits, those below a draft's accepted path if there is a draft."""
+        row, logits = result.row, result.logits
+        assert logits is not None
+        if row.draft is not None:
+            assert isinstance(task, Drafts)
+            path = task.verify(row, logits)
+            self.runner.settle(result, path)
+            last = path[-1] + 1 if path else 0
+            logits = logits[last : last + 1]
+        return task.take(row, logits)
+
+    def _guarded(self, task: Task, act: Callable[[], FinishReason | None]) -> None:
+        """Let a task act; one that breaks harms nobody else."""
         try:
-            reason = task.take(logits)
+            reason = act()
         except Exception as error:
             self._leave(task, error)
             return
         if reason is not None:
             self._leave(task, reason)
 
+    def _working(self) -> list[Task]:
+        """Every task once."""
+        return list({id(task): task for task in self._tasks.values()}.values())
+
     def _leave(self, task: Task, outcome: FinishReason | Exception) -> None:
-        del self._tasks[task.sequence]
-        self.scheduler.finish(task.sequence)
+        for row in task.rows:
+            if self._tasks.pop(row, None) is not None:
+                self.scheduler.finish(row)
         if isinstance(outcome, Exception):
             task.fail(outcome)
             return

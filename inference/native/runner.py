@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from inference.adapters.batch import Stacks
+from inference.kv import Moment
 from inference.native.blocks import BlockManager
 from inference.native.model import Model
 from inference.native.plain import Plain
 from inference.native.sequence import Sequence as Row
-from inference.native.step import Step, View
+from inference.native.step import Step, View, lora
 from inference.native.store import Store
+from inference.native.taps import Recorder
+from inference.taps import Tapped
+
+
+@dataclass(slots=True)
+class Result:
+    """What a step gave one sequence: logits [rows, vocabulary] if any were wanted, and taps."""
+
+    row: Row
+    view: View
+    logits: torch.Tensor | None = None
+    tapped: Tapped | None = None
 
 
 class Runner:
@@ -20,6 +35,7 @@ class Runner:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._size = 1
+        self._stacks = Stacks()
         self.store = Store()
         self._probe()
 
@@ -29,11 +45,11 @@ class Runner:
 
     def step(
         self, picked: Sequence[Row], copies: Sequence[tuple[int, int]] = ()
-    ) -> list[tuple[Row, torch.Tensor]]:
-        """Compute the scheduled tokens; per sequence its wanted logits [rows, vocabulary].
+    ) -> list[Result]:
+        """Compute the scheduled tokens; one result per sequence, in their order.
 
-        `copies` are pairs of blocks (from, to) to copy first. Logits are float32; a sequence
-        none of whose rows are wanted gets none.
+        `copies` are pairs of blocks (from, to) to copy first. Logits are float32. Rows of a draft
+        follow the sequence's last token and all yield logits; `settle` must be called for it.
         """
         with torch.inference_mode():
             size = self._size
@@ -41,33 +57,81 @@ class Runner:
             self.store.reserve((last + 1) * size)
             for source, target in copies:
                 self.store.copy(source * size, target * size, size)
-            step, parts = self._compose(picked)
+            step, counts = self._compose(picked)
             logits = self._model.forward(step)
-            if logits is None:
-                return []
-            pieces = logits.split([count for _, count in parts])
-            return list(zip((seq for seq, _ in parts), pieces, strict=True))
+            results = [Result(row, view) for row, view in zip(picked, step.views, strict=True)]
+            if logits is not None:
+                for result, piece in zip(results, logits.split(counts), strict=True):
+                    result.logits = piece if len(piece) else None
+            if step.recorder is not None:
+                for result in results:
+                    result.tapped = step.recorder.found.get(result.view.key)
+            return results
 
-    def _compose(self, picked: Sequence[Row]) -> tuple[Step, list[tuple[Row, int]]]:
+    def settle(self, result: Result, path: Sequence[int]) -> None:
+        """Keep the entries of `path`, draft tokens from parent to child; drop the other rows'.
+
+        Counts the kept tokens as cached; their ids are for the caller to append.
+        """
+        row, view = result.row, result.view
+        start = row.cached  # the row of the last token is counted already
+        with torch.inference_mode():
+            if row.cache is not None:
+                row.cache.settle(view, [0, *(at + 1 for at in path)])
+            elif list(path) != list(range(len(path))):
+                self.store.move(
+                    [self._slot(row, start + at) for at in path],
+                    [self._slot(row, start + at) for at in range(len(path))],
+                )
+        row.cached = start + len(path)
+        row.draft = None
+
+    def forget_adapters(self) -> None:
+        """Free what was stacked for adapters."""
+        self._stacks.forget()
+
+    def _slot(self, row: Row, at: int) -> int:
+        return row.blocks[at // self._size] * self._size + at % self._size
+
+    def _compose(self, picked: Sequence[Row]) -> tuple[Step, list[int]]:
         """The tensors of a step, and how many rows of logits each sequence gets of it."""
-        device, size = self._model.device, self._size
+        device = self._model.device
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        views: list[View] = []
+        paged: list[int] = []
         kept: list[int] = []
-        parts: list[tuple[Row, int]] = []
+        counts: list[int] = []
+        views: list[View] = []
         for seq in picked:
-            start, end = seq.cached, seq.cached + seq.scheduled
-            first = seq.wanted if seq.wanted is not None else len(seq.ids) - 1
-            if (count := end - max(start, first)) > 0:
-                kept += range(len(ids) + seq.scheduled - count, len(ids) + seq.scheduled)
-                parts.append((seq, count))
-            at = range(start, end)
-            views.append(View(len(ids), len(ids) + seq.scheduled, start, _runs(seq, size, end), at))
-            ids += seq.ids[start:end]
-            positions += at
-            slots += [seq.blocks[place // size] * size + place % size for place in at]
+            start, end, first = seq.cached, seq.cached + seq.scheduled, len(ids)
+            rows = range(first, first + seq.scheduled)
+            wanted = seq.wanted if seq.wanted is not None else len(seq.ids) - 1
+            counts.append(max(0, end - max(start, wanted)))
+            kept += rows[len(rows) - counts[-1] :]
+            tokens, places, tree = _tokens(seq, device)
+            if seq.cache is None:
+                slots += [self._slot(seq, at) for at in range(start, end)]
+                paged += rows
+            else:
+                seq.cache.moment = _moment(seq, end)
+            runs = () if seq.cache is not None else _runs(seq, self._size, end)
+            views.append(
+                View(
+                    len(views),
+                    rows.start,
+                    rows.stop,
+                    start,
+                    runs,
+                    places,
+                    tree,
+                    seq.cache,
+                    seq.skip if start >= seq.prompt else range(0),
+                    seq.adapters,
+                )
+            )
+            ids += tokens
+            positions += places
         step = Step(
             torch.tensor(ids, device=device),
             torch.tensor(positions, device=device),
@@ -75,8 +139,12 @@ class Runner:
             self.store,
             torch.tensor(slots, dtype=torch.long, device=device),
             views,
+            None if len(paged) == len(ids) else torch.tensor(paged, device=device).long(),
+            lora(views, self._stacks),
+            Recorder.of(views, [seq.taps for seq in picked]),
+            self._stacks,
         )
-        return step, parts
+        return step, counts
 
     def _probe(self) -> None:
         """One token through the model: learns the shapes, and that every layer is ours."""
@@ -84,6 +152,34 @@ class Runner:
         if isinstance(self._model.network, Plain):
             layers = int(self._model.config.num_hidden_layers)
             self._model.network.check(len(self.store.keys), layers)
+
+
+def _tokens(
+    seq: Row, device: torch.device
+) -> tuple[list[int], Sequence[int], torch.Tensor | None]:
+    """Ids and positions of a sequence's rows, and what they see of each other if it is a tree."""
+    start, end = seq.cached, seq.cached + seq.scheduled
+    draft = seq.draft
+    if draft is None:
+        return seq.ids[start:end], range(start, end), None
+    rows = 1 + len(draft.ids)
+    assert seq.scheduled == rows
+    tree = torch.zeros(rows, rows, dtype=torch.bool)
+    tree[:, 0] = True
+    for at, line in enumerate(draft.ancestors()):
+        tree[at + 1, [one + 1 for one in line]] = True
+    places = [start, *(start + depth for depth in draft.depths())]
+    return [seq.ids[start], *draft.ids], places, tree.to(device)
+
+
+def _moment(seq: Row, end: int) -> Moment:
+    """How far a sequence is once its tokens before `end` are computed."""
+    if seq.cached >= seq.prompt:
+        return Moment.TOKEN
+    if end == seq.prompt:
+        return Moment.PROMPT
+    ends_chunk = seq.chunk is not None and end % seq.chunk == 0
+    return Moment.CHUNK if ends_chunk else Moment.PIECE
 
 
 def _runs(seq: Row, size: int, tokens: int) -> tuple[tuple[int, int], ...]:

@@ -44,15 +44,18 @@ class Scheduler:
         decoding = [s for s in self.running if s.remaining == 1]
         # Where the budget is smaller than their number, the one that waited longest goes first.
         for seq in sorted(decoding, key=lambda s: s.turn):
-            ready = self._room() and seq.status is Status.RUNNING
-            if ready and self._secure(seq, seq.cached + 1):
+            if not (room := self._room()) or seq.status is not Status.RUNNING:
+                continue
+            if seq.draft is not None and seq.rows > room:
+                seq.draft = seq.draft.first(room - 1) if room > 1 else None
+            if self._secure(seq, seq.cached + seq.rows):
                 self._pick(seq)
         for seq in sorted(self.running, key=lambda s: s.arrival):
             if self._room() and seq.remaining > 1 and seq.status is Status.RUNNING:
                 # A fork may share the block this one writes to next; a prompt waits for a copy
                 # rather than take it from somebody who is already part of this step.
                 grow = self.blocks.grow if self._picked else self._secure
-                if grow(seq, seq.cached + 1):
+                if seq.cache is not None or grow(seq, seq.cached + 1):
                     self._pick(seq)
         # Blocks that were just taken from somebody are not given to a newcomer.
         if preempted == sum(s.preemptions for s in self.waiting):
@@ -60,13 +63,16 @@ class Scheduler:
                 seq = self.waiting[0]
                 if not self._admit(seq):
                     break
-                self._pick(seq)
+                for one in seq.group or (seq,):
+                    if self._room() and one.status is Status.RUNNING and not one.scheduled:
+                        self._pick(one)
         return list(self._picked)
 
     def advance(self) -> None:
         """Count what the last schedule planned as computed."""
         for seq in self._picked:
-            seq.cached += seq.scheduled
+            # Of a draft nothing counts before it is known which path is kept.
+            seq.cached += 1 if seq.draft is not None else seq.scheduled
             seq.scheduled = 0
             seq.turn = self._turns
             self._turns += 1
@@ -82,17 +88,21 @@ class Scheduler:
         seq.status = Status.FINISHED
 
     def preempt(self, seq: Sequence) -> None:
-        """Take the blocks of a running sequence; it will compute its tokens again."""
-        self.running.remove(seq)
-        self._drop(seq)
-        seq.preemptions += 1
-        self._queue(seq)
+        """Take the blocks of a running sequence and its group; they compute their tokens again."""
+        for one in seq.group or (seq,):
+            if one.status is Status.RUNNING:
+                self.running.remove(one)
+                self._drop(one)
+                one.preemptions += 1
+                self._queue(one)
 
     def _room(self) -> int:
         return self.budget - sum(seq.scheduled for seq in self._picked)
 
     def _pick(self, seq: Sequence) -> None:
-        seq.scheduled = min(seq.remaining, self._room())
+        seq.scheduled = min(seq.rows, self._room())
+        if seq.chunk is not None and seq.remaining > 1:
+            seq.scheduled = min(seq.scheduled, seq.chunk - seq.cached % seq.chunk)
         self._picked.append(seq)
 
     def _queue(self, seq: Sequence) -> None:
@@ -108,10 +118,11 @@ class Scheduler:
 
     def _secure(self, seq: Sequence, tokens: int) -> bool:
         """Room for `tokens` of a running sequence; False if it was the victim itself."""
-        while not self.blocks.grow(seq, tokens):
+        while seq.cache is None and not self.blocks.grow(seq, tokens):
             if self._strip(sparing=None):
                 continue
-            guarded = [s for s in self.running if s.preemptions < GUARD] or self.running
+            victims = [s for s in self.running if s.cache is None]
+            guarded = [s for s in victims if s.preemptions < GUARD] or victims
             victim = max(guarded, key=lambda s: s.arrival)
             self.preempt(victim)
             if victim is seq:
@@ -119,24 +130,33 @@ class Scheduler:
         return True
 
     def _admit(self, seq: Sequence) -> bool:
-        """Start a waiting sequence if blocks for all of its tokens are free."""
+        """Start a waiting sequence, and its group, if blocks for all of their tokens are free."""
+        rows = [one for one in seq.group or (seq,) if one.status is Status.WAITING]
         while True:
-            matched = not seq.blocks
-            if matched:
-                self.blocks.match(seq)
-            if self.blocks.grow(seq, len(seq.ids)):
+            matched = [one for one in rows if not one.blocks]
+            for one in matched:
+                self.blocks.match(one)
+            if all(self._take(one) for one in rows):
                 break
-            if matched:
-                self.blocks.release(seq)
+            for one in matched:
+                self.blocks.release(one)
             # With nobody running, what waiting forks hold is all that can be in the way.
-            if self.running or not (self._strip(sparing=seq) or self._strip(sparing=None)):
+            spared = seq if len(rows) == 1 else None
+            if self.running or not (self._strip(sparing=spared) or self._strip(sparing=None)):
                 return False
-        self.waiting.remove(seq)
-        self.running.append(seq)
-        seq.status = Status.RUNNING
-        if not seq.preemptions:
-            seq.reused = seq.cached
+        for one in rows:
+            self.waiting.remove(one)
+            self.running.append(one)
+            one.status = Status.RUNNING
+            if not one.preemptions:
+                one.reused = one.cached
         return True
+
+    def _take(self, seq: Sequence) -> bool:
+        """Memory for all tokens of a sequence that starts."""
+        if seq.cache is not None:
+            return bool(seq.reserved) or self.blocks.set_apart(seq)
+        return self.blocks.grow(seq, len(seq.ids))
 
     def _strip(self, sparing: Sequence | None) -> bool:
         """Take the blocks of the newest waiting fork that holds any."""

@@ -9,6 +9,7 @@ import torch
 from inference.native.sequence import Sequence as Row
 from inference.native.task import Job
 from inference.requests import FinishReason, Score
+from inference.taps import Tapped
 
 
 class Reading:
@@ -23,16 +24,17 @@ class Reading:
     ) -> None:
         self.job = job
         self.sequence = Row(list(job.prompt), salt=salt)
+        self.rows = (self.sequence,)
         self._done = done
         self._failed = failed
 
     def begin(self) -> None:
         """Nothing is timed."""
 
-    def stepped(self) -> None:
+    def stepped(self, tapped: Sequence[Tapped]) -> None:
         """Nothing is counted."""
 
-    def take(self, logits: torch.Tensor) -> FinishReason | None:
+    def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
         """The prompt is read."""
         self._done(self.sequence)
         return FinishReason.LENGTH
@@ -63,16 +65,17 @@ class Scoring:
         # The last token is never read: nothing after it is asked for.
         ids = [*job.prompt, *continuation[:-1]]
         self.sequence = Row(ids, len(ids), salt, wanted=self._first)
+        self.rows = (self.sequence,)
         self._logprobs: list[float] = []
         self._done = done
 
     def begin(self) -> None:
         """Nothing is timed."""
 
-    def stepped(self) -> None:
+    def stepped(self, tapped: Sequence[Tapped]) -> None:
         """Nothing is counted."""
 
-    def take(self, logits: torch.Tensor) -> FinishReason | None:
+    def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
         """Keep the log-probabilities of the tokens that follow these rows."""
         # After the step `cached` counts these rows; a preempted row starts over from its first.
         end = self.sequence.cached - self._first

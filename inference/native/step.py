@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 from inference.native.store import Store
 
 if TYPE_CHECKING:
-    from inference.adapters.batch import LoraBatch
+    from inference.adapters.batch import LoraBatch, Stacks
+    from inference.adapters.lora import Adapter
     from inference.native.compact import Compact
     from inference.native.taps import Recorder
 
@@ -26,9 +27,11 @@ class View:
 
     The entries are slot ranges of the store (`runs`, those of the rows included), or lie in a
     `cache` of the sequence's own. `tree` [rows, rows] says which rows of this step each row sees;
-    without it, those up to itself. Layers of `skip` do not compute these rows.
+    without it, those up to itself. Layers of `skip` do not compute these rows, which carry
+    `adapters`. `key` is the same in every part of a step.
     """
 
+    key: int
     start: int
     end: int
     past: int
@@ -37,6 +40,7 @@ class View:
     tree: torch.Tensor | None = None
     cache: Compact | None = None
     skip: range = range(0)
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -82,6 +86,7 @@ class Step:
     paged: torch.Tensor | None = None
     lora: LoraBatch | None = None
     recorder: Recorder | None = None
+    stacks: Stacks | None = None
     _plans: dict[int | None, Plan] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     _parts: dict[tuple[int, ...], tuple[Step, torch.Tensor]] = field(default_factory=dict)
@@ -119,28 +124,15 @@ class Step:
         views: list[View] = []
         rows: list[int] = []
         for at, view in enumerate(self.views):
-            if at in skipped:
-                continue
-            start = len(rows)
-            rows += range(view.start, view.end)
-            views.append(
-                View(
-                    start,
-                    len(rows),
-                    view.past,
-                    view.runs,
-                    view.positions,
-                    view.tree,
-                    view.cache,
-                )
-            )
+            if at not in skipped:
+                start = len(rows)
+                rows += range(view.start, view.end)
+                views.append(replace(view, start=start, end=len(rows)))
         device = self.ids.device
         kept = torch.tensor(rows, dtype=torch.long, device=device)
-        at_paged = [
-            at for view in views if view.cache is None for at in range(view.start, view.end)
-        ]
-        # Whoever skips has a cache of its own, so that the store's rows are all still there.
-        assert len(at_paged) == len(self.slots)
+        paged = [at for view in views if view.cache is None for at in range(view.start, view.end)]
+        # Whoever skips has a cache of its own, so the store's rows are all still there.
+        assert len(paged) == len(self.slots)
         return (
             Step(
                 self.ids[kept],
@@ -149,12 +141,22 @@ class Step:
                 self.store,
                 self.slots,
                 views,
-                torch.tensor(at_paged, dtype=torch.long, device=device),
-                self.lora.select(kept) if self.lora is not None else None,
-                self.recorder.select(kept) if self.recorder is not None else None,
+                torch.tensor(paged, dtype=torch.long, device=device),
+                lora(views, self.stacks),
+                self.recorder,
+                self.stacks,
             ),
             kept,
         )
+
+
+def lora(views: Sequence[View], stacks: Stacks | None) -> LoraBatch | None:
+    """The adapters the views carry, or None where there are none."""
+    if not any(view.adapters for view in views):
+        return None
+    from inference.adapters.batch import LoraBatch
+
+    return LoraBatch.build([(view.start, view.end, view.adapters) for view in views], stacks)
 
 
 def sight(view: View, past: int, window: int | None, device: torch.device) -> torch.Tensor:

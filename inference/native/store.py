@@ -73,6 +73,12 @@ class Store:
         """Keys and values [tokens, heads, head_dim] of any slots, copied."""
         return self.keys[layer].index_select(0, slots), self.values[layer].index_select(0, slots)
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Put the entries of slots `sources` into `targets`, in every layer, all at once."""
+        for held in (self.keys, self.values):
+            for tensor in held.values():
+                tensor[list(targets)] = tensor[list(sources)]
+
     def copy(self, source: int, target: int, slots: int) -> None:
         """Copy `slots` entries from slot `source` on to slot `target` on."""
         for held in (self.keys, self.values):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
-from inference.native.sequence import Sequence
+from inference.native.sequence import Sequence as Row
 from inference.requests import FinishReason, Request
+from inference.taps import Tapped
 
 if TYPE_CHECKING:
     from inference.grammar.matcher import Matcher
@@ -45,21 +47,21 @@ class Job:
 
 
 class Task(Protocol):
-    """Work on one sequence; every method is called by the step loop, in its thread."""
+    """Work on one or more sequences; every method is called by the step loop, in its thread."""
 
     job: Job
-    sequence: Sequence
+    rows: Sequence[Row]
 
     def begin(self) -> None:
         """The first step that computes something for it is about to run."""
         ...
 
-    def stepped(self) -> None:
-        """A forward pass computed some of its tokens."""
+    def stepped(self, tapped: Sequence[Tapped]) -> None:
+        """A forward pass computed some of its tokens, and showed what was asked for."""
         ...
 
-    def take(self, logits: torch.Tensor) -> FinishReason | None:
-        """Use its wanted rows [rows, vocabulary] of this step; a reason ends it."""
+    def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
+        """Use the wanted rows [rows, vocabulary] of one sequence; a reason ends the task."""
         ...
 
     def end(self, reason: FinishReason) -> None:
@@ -68,4 +70,17 @@ class Task(Protocol):
 
     def fail(self, error: Exception) -> None:
         """It left the loop without a result."""
+        ...
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """A task that gives its rows drafts."""
+
+    def verify(self, row: Row, logits: torch.Tensor) -> Sequence[int]:
+        """Append the accepted tokens to `row.ids`; the path they form in `row.draft`.
+
+        `logits` [1 + draft, vocabulary] begin with the row of the sequence's last token. What
+        follows the last accepted token is then asked of `take`.
+        """
         ...
