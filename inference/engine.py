@@ -54,7 +54,10 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """Outputs in the order of the requests; one bad request refuses all, computing none."""
+        """Outputs in the order of the requests; one bad request refuses all, computing none.
+
+        A request that alone cannot go on has an output that says so (`FinishReason.FAILED`).
+        """
         ...
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -117,6 +120,7 @@ class NativeConfig(EngineConfig):
             Capability.PREFIX_REUSE,
             Capability.ABORT,
             Capability.GRAMMAR,
+            Capability.LOGPROBS,
         }
     )
 

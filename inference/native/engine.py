@@ -47,7 +47,6 @@ class NativeEngine:
             ),
         )
         self._name = model.name
-        self._salt = salt(model.name)
         self._context_length = model.context_length
         self._running: Running[Job] = Running()
         self._closing = threading.Lock()
@@ -77,6 +76,10 @@ class NativeEngine:
         chat = self._model().tokenizer.chat_template
         return NativeConfig.provides - (set() if chat else {Capability.CHAT})
 
+    def salt_of(self, request: Request) -> bytes:
+        """Root of the prefix hashes of a request: only what has the same shares blocks with it."""
+        return salt(self._name, tenant=request.tenant)
+
     def forget_prefixes(self) -> None:
         """Drop the key/value entries kept between requests."""
         self._core().forget()
@@ -86,6 +89,7 @@ class NativeEngine:
     ) -> list[Output]:
         """Outputs in the order of the requests; one bad request refuses all, computing none.
 
+        A request that alone cannot go on ends as failed; a forward pass that fails is raised.
         `on_output` sees each output as it is finished. A deadline counts from this call.
         """
         finished: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
@@ -145,11 +149,11 @@ class NativeEngine:
         ids = continuation_ids(self._model(), request, continuations)
         if not ids:
             return []
-        core = self._core()
+        core, root = self._core(), self.salt_of(request)
         found: queue.SimpleQueue[tuple[int, Score | FinishReason | Exception]] = queue.SimpleQueue()
         with self._admitted([request]) as (job,):
             tasks = [
-                Scoring(job, piece, self._salt, lambda result, at=at: found.put((at, result)))  # type: ignore[misc]
+                Scoring(job, piece, root, lambda result, at=at: found.put((at, result)))  # type: ignore[misc]
                 for at, piece in enumerate(ids)
             ]
 
@@ -157,7 +161,7 @@ class NativeEngine:
                 # The last prompt token is read again by each: its logits give the first score.
                 core.fork(prompt, tasks, len(job.prompt) - 1)
 
-            core.add([Reading(job, self._salt, split, lambda why: found.put((-1, why)))])
+            core.add([Reading(job, root, split, lambda why: found.put((-1, why)))])
             scores: dict[int, Score] = {}
             try:
                 while len(scores) < len(ids):
@@ -209,7 +213,7 @@ class NativeEngine:
         """Hand the jobs to the step loop together."""
         model, core = self._open()
         size = core.runner.store.token_bytes
-        core.add([Answer(model, job, emit, size, self._salt) for job in jobs])
+        core.add([Answer(model, job, emit, size, self.salt_of(job.request)) for job in jobs])
 
     def _compile(self, grammar: Grammar) -> None:
         self._grammars.compile(grammar)
