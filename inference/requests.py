@@ -157,8 +157,9 @@ class Request:
 class Stats:
     """What one generation cost inside the engine.
 
-    `peak_kv_bytes` is measured from the cache tensors; `idealized_seconds` is None where no
-    runtime model was fitted; `truncated_tokens` counts prompt tokens dropped on request.
+    `peak_kv_bytes` is measured from the cache tensors; `idealized_seconds` is predicted from the
+    tokens that were computed, None where the model was not calibrated on this machine;
+    `truncated_tokens` counts prompt tokens dropped on request.
     """
 
     forwards: int = 0

@@ -10,6 +10,7 @@ import torch
 
 from inference.budget import Usage
 from inference.errors import InferenceError
+from inference.idealized import IdealizedRuntime
 from inference.native.logprobs import token_logprob
 from inference.native.model import Model
 from inference.native.sampling import choose, require_sound
@@ -29,6 +30,7 @@ class Answer:
         emit: Callable[[Chunk | Exception], object],
         token_bytes: int,
         salt: bytes = b"",
+        runtime: IdealizedRuntime | None = None,
     ) -> None:
         self.job = job
         self._room = min(job.request.sampling.max_tokens, model.context_length - len(job.prompt))
@@ -37,6 +39,7 @@ class Answer:
         self._tokenizer = model.tokenizer
         self._emit = emit
         self._token_bytes = token_bytes
+        self._runtime = runtime
         self._detokenizer = Detokenizer(model.decode)
         self._stops = StopFinder(job.request.sampling.stop)
         self._text = ""  # final so far
@@ -142,6 +145,7 @@ class Answer:
                 peak_kv_bytes=self._peak * self._token_bytes,
                 seconds=seconds,
                 prefill_seconds=self._read - self._started if self._read else seconds,
+                idealized_seconds=self._idealized(len(produced)),
                 truncated_tokens=job.truncated,
             ),
             notes={
@@ -151,6 +155,13 @@ class Answer:
             },
             logprobs=tuple(self._logprobs),
         )
+
+    def _idealized(self, produced: int) -> float | None:
+        """Predicted seconds for the prompt tokens that were computed and the tokens produced."""
+        if self._runtime is None:
+            return None
+        computed = min(self._peak, len(self.job.prompt)) - self._reused
+        return self._runtime.seconds(computed, produced) if computed > 0 else 0.0
 
 
 def _told(error: Exception) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from inference.calibration import load as load_calibration
 from inference.engine import Capability, NativeConfig
 from inference.errors import InferenceError
 from inference.grammar import Grammar
@@ -23,6 +24,7 @@ from inference.native.model import Model
 from inference.native.prompts import continuation_ids, encode, fit
 from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
+from inference.native.setting import setting_of
 from inference.native.task import Job
 from inference.requests import Chunk, FinishReason, Output, Request, Score
 from inference.running import Running
@@ -31,18 +33,25 @@ if TYPE_CHECKING:
     from inference.grammar.compiler import Compiler
 
 
+STEP_TOKENS = 512
+"""Tokens of a step where neither the configuration nor a calibration says."""
+
+
 class NativeEngine:
     """Engine over a transformers model; all requests of all threads share one running batch."""
 
     def __init__(self, model: Model, config: NativeConfig | None = None) -> None:
         config = config or NativeConfig()
+        calibration = load_calibration(setting_of(model))
+        self._runtime = calibration.runtime if calibration else None
+        knee = calibration.knee if calibration else STEP_TOKENS
         self._loaded: tuple[Model, Core] | None = (
             model,
             Core(
                 model,
                 config.kv_cache_bytes,
                 config.prefix_cache_bytes,
-                config.step_tokens,
+                config.step_tokens or knee,
                 config.step_rows,
             ),
         )
@@ -213,7 +222,12 @@ class NativeEngine:
         """Hand the jobs to the step loop together."""
         model, core = self._open()
         size = core.runner.store.token_bytes
-        core.add([Answer(model, job, emit, size, self.salt_of(job.request)) for job in jobs])
+        core.add(
+            [
+                Answer(model, job, emit, size, self.salt_of(job.request), self._runtime)
+                for job in jobs
+            ]
+        )
 
     def _compile(self, grammar: Grammar) -> None:
         self._grammars.compile(grammar)
