@@ -54,7 +54,10 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """Outputs in the order of the requests; one bad request refuses all, computing none."""
+        """Outputs in the order of the requests; one bad request refuses all, computing none.
+
+        A request that alone cannot go on has an output that says so (`FinishReason.FAILED`).
+        """
         ...
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -94,7 +97,8 @@ class EngineConfig(BaseModel):
 class NativeConfig(EngineConfig):
     """The engine of this project: transformers models under an own step loop.
 
-    A step computes at most `step_tokens` tokens of at most `step_rows` requests. Key/value
+    A step computes at most `step_tokens` tokens of at most `step_rows` requests; left out, it is
+    the knee that `ragwright models calibrate` measured here, or 512 without one. Key/value
     entries of all running requests take up to `kv_cache_bytes`, but never less than one context;
     `prefix_cache_bytes` of them stay for later requests that begin alike.
     """
@@ -105,7 +109,7 @@ class NativeConfig(EngineConfig):
     threads: int | None = None
     prefix_cache_bytes: int = Field(512 * 2**20, ge=0)
     kv_cache_bytes: int = Field(2**31, ge=1)
-    step_tokens: int = Field(512, ge=1)
+    step_tokens: int | None = Field(default=None, ge=1)
     step_rows: int = Field(256, ge=1)
 
     provides = frozenset(
@@ -117,6 +121,7 @@ class NativeConfig(EngineConfig):
             Capability.PREFIX_REUSE,
             Capability.ABORT,
             Capability.GRAMMAR,
+            Capability.LOGPROBS,
         }
     )
 

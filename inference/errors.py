@@ -55,6 +55,20 @@ class GrammarDeadEnd(InferenceError):
     code = "grammar_dead_end"
 
 
+class BrokenLogits(InferenceError):
+    """A model computed numbers from which no next token can be chosen."""
+
+    code = "broken_logits"
+
+
+class RequestFailed(InferenceError):
+    """A request could not be finished; `code` is that of what stopped it."""
+
+    def __init__(self, message: str, code: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
 class Unsupported(InferenceInputError):
     """The engine cannot do this, or its server does not say that it can."""
 

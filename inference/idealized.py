@@ -2,13 +2,14 @@
 
 Source: Narayanan et al., "Cheaply Estimating Inference Efficiency Metrics for Autoregressive
 Transformer Models", arXiv 2305.02440: T(p, o) = F(p) + g * (o - 1) for p prompt and o >= 1 output
-tokens, and T(p, 0) = F(p). The released estimator scales F linearly from the next larger profiled
-prompt, which under-estimates prompts much shorter than that; so does this one.
+tokens, and T(p, 0) = F(p), with F piecewise linear. The released estimator scales F down from the
+next larger profiled prompt, which splits the fixed cost of a forward as if it were a cost per
+token; here F is interpolated between its neighbours, constant below the shortest profiled prompt,
+and scaled beyond the longest.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,11 +54,10 @@ class IdealizedRuntime:
         extra = np.array([seconds - prefill[p] for p, _, seconds in rest], dtype=np.float64)
         slope = float(steps @ extra / (steps @ steps))
         squared = (extra - slope * steps) ** 2
-        total = float(((extra - extra.mean()) ** 2).sum())
         return cls(
             prefill,
             slope,
-            1 - float(squared.sum()) / total if total else float(not squared.any()),
+            r_squared(extra, slope * steps),
             float(squared.mean()),
             float(squared.max()),
         )
@@ -70,6 +70,50 @@ class IdealizedRuntime:
                 "give at least 1 and 0"
             )
         lengths = sorted(self.prefill)
-        bucket = lengths[min(bisect_left(lengths, prompt_tokens), len(lengths) - 1)]
-        first = self.prefill[bucket] * prompt_tokens / bucket
+        first = float(np.interp(prompt_tokens, lengths, [self.prefill[n] for n in lengths]))
+        first *= max(prompt_tokens / lengths[-1], 1.0)
         return first + self.per_token * max(output_tokens - 1, 0)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a fit to half of the prompt lengths predicts the other half.
+
+    Errors are |predicted - measured| / measured; `r_squared` is that of the predicted seconds.
+    """
+
+    fitted: tuple[int, ...]
+    predicted: tuple[int, ...]
+    median_error: float
+    max_error: float
+    r_squared: float
+
+
+def hold_out(measured: Grid) -> HeldOut:
+    """Fit every other prompt length, the shortest and mostly the longest among them; predict."""
+    lengths = sorted({prompt for prompt, _ in measured})
+    if len(lengths) < 3:
+        raise InferenceInputError(
+            f"{len(lengths)} prompt lengths leave none between two others to predict; "
+            "measure at least 3"
+        )
+    fitted, predicted = lengths[::2], lengths[1::2]
+    model = IdealizedRuntime.fit({at: s for at, s in measured.items() if at[0] in fitted})
+    rest = [(at, s) for at, s in measured.items() if at[0] in predicted]
+    found = np.array([model.seconds(*at) for at, _ in rest], dtype=np.float64)
+    wanted = np.array([seconds for _, seconds in rest], dtype=np.float64)
+    errors = np.abs(found - wanted) / wanted
+    return HeldOut(
+        tuple(fitted),
+        tuple(predicted),
+        float(np.median(errors)),
+        float(errors.max()),
+        r_squared(wanted, found),
+    )
+
+
+def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
+    """Coefficient of determination: the share of the variance that a prediction explains."""
+    squared = float(((measured - predicted) ** 2).sum())
+    total = float(((measured - measured.mean()) ** 2).sum())
+    return 1 - squared / total if total else float(not squared)

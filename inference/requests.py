@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import Any, Literal
 from uuid import uuid4
 
 from inference.budget import Usage
-from inference.errors import InferenceInputError
+from inference.errors import InferenceInputError, RequestFailed
 from inference.grammar import Grammar
 
 
@@ -57,29 +59,40 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checks = (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            (
-                "temperature",
-                math.isfinite(self.temperature) and self.temperature >= 0,
-                "finite and >= 0",
-            ),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or left out"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            (
-                "repetition_penalty",
-                math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-                "finite and > 0 (1 means none)",
-            ),
-            ("seed", self.seed is None or 0 <= self.seed < 2**64, "in [0, 2**64)"),
-            ("stop", all(self.stop), "made of non-empty strings"),
-        )
-        for name, fine, rule in checks:
-            if not fine:
-                raise InferenceInputError(
-                    f"sampling parameter {name}={getattr(self, name)!r} must be {rule}"
-                )
+        for name, (kind, low, high, rule) in _SAMPLING_RULES.items():
+            value = getattr(self, name)
+            if value is None and name in ("top_k", "seed"):
+                continue
+            if not _is(kind, value):
+                raise _refused(name, value, f"{_SPELT[kind]}, {rule}")
+            if not low <= value <= high:
+                raise _refused(name, value, rule)
+        if not isinstance(self.stop, tuple | list) or not all(
+            isinstance(text, str) and text for text in self.stop
+        ):
+            raise _refused("stop", self.stop, "a tuple made of non-empty strings")
+
+
+_LARGEST, _SMALLEST = sys.float_info.max, math.ulp(0.0)
+_SPELT: dict[type[Any], str] = {Integral: "an integer", Real: "a number"}
+_SAMPLING_RULES: dict[str, tuple[type[Any], float, float, str]] = {
+    "max_tokens": (Integral, 1, math.inf, "at least 1"),
+    "temperature": (Real, 0, _LARGEST, "finite and >= 0"),
+    "top_k": (Integral, 1, math.inf, "at least 1, or left out"),
+    "top_p": (Real, _SMALLEST, 1, "in (0, 1]"),
+    "min_p": (Real, 0, 1, "in [0, 1]"),
+    "repetition_penalty": (Real, _SMALLEST, _LARGEST, "finite and > 0 (1 means none)"),
+    "seed": (Integral, 0, 2**64 - 1, "in [0, 2**64)"),
+}
+
+
+def _is(kind: type[Any], value: object) -> bool:
+    """True and False are numbers to Python, but nobody means them as such."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _refused(name: str, value: object, rule: str) -> InferenceInputError:
+    return InferenceInputError(f"sampling parameter {name}={value!r} must be {rule}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +130,20 @@ class Request:
             )
         if not getattr(self, given[0]):
             raise InferenceInputError(f"request {self.id!r} has an empty {given[0]}")
-        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+        if self.logprobs is not None and not (
+            _is(Integral, self.logprobs) and 0 <= self.logprobs <= 20
+        ):
             raise InferenceInputError(
                 f"request {self.id!r} has logprobs={self.logprobs!r}; give 0 to 20, or leave it out"
+            )
+        if self.seconds is not None and not (_is(Real, self.seconds) and self.seconds > 0):
+            raise InferenceInputError(
+                f"request {self.id!r} has seconds={self.seconds!r}; give a number above 0, or "
+                "leave it out for no deadline"
+            )
+        if not isinstance(self.tenant, str):
+            raise InferenceInputError(
+                f"request {self.id!r} has tenant={self.tenant!r}; give a text, or leave it out"
             )
         if self.grammar is not None and self.sampling.stop:
             raise InferenceInputError(
@@ -133,8 +157,9 @@ class Request:
 class Stats:
     """What one generation cost inside the engine.
 
-    `peak_kv_bytes` is measured from the cache tensors; `idealized_seconds` is None where no
-    runtime model was fitted; `truncated_tokens` counts prompt tokens dropped on request.
+    `peak_kv_bytes` is measured from the cache tensors; `idealized_seconds` is predicted from the
+    tokens that were computed, None where the model was not calibrated on this machine;
+    `truncated_tokens` counts prompt tokens dropped on request.
     """
 
     forwards: int = 0
@@ -170,7 +195,7 @@ class Output:
     """A finished generation; `text` excludes the stop string, `token_ids` are all produced ids.
 
     `usage.completion_tokens == len(token_ids)`. `logprobs` holds one entry per token where the
-    request asked for them.
+    request asked for them. Of a failed one `notes["error"]` holds `code` and `message`.
     """
 
     id: str
@@ -181,6 +206,12 @@ class Output:
     stats: Stats
     notes: Mapping[str, Any] = field(default_factory=dict)
     logprobs: tuple[TokenLogprob, ...] = ()
+
+    def raise_if_failed(self) -> None:
+        """Raise RequestFailed, with the code of the cause, if the request could not be finished."""
+        if self.finish_reason is FinishReason.FAILED:
+            error = self.notes["error"]
+            raise RequestFailed(f"request {self.id!r} failed: {error['message']}", error["code"])
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `ragwright generate --json` prints for this output."""

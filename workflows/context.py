@@ -52,7 +52,7 @@ class StepContext:
 
         Under a grammar the node's own stop strings are left out, and the trace says so: the
         grammar ends the answer. Raises BudgetExhausted when the prompt alone is more than what
-        is left.
+        is left, and RequestFailed when the engine could not finish the answer.
         """
         engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
         spec = self.scope.spec.nodes[self.node].grammar
@@ -65,7 +65,7 @@ class StepContext:
             prompt=prompt if isinstance(prompt, str) else None,
             messages=None if isinstance(prompt, str) else list(prompt),
             sampling=params,
-            seconds=self.scope.meter.seconds_left(),
+            seconds=self._seconds_left(),
             grammar=None if spec is None else spec.build(),
         )
         if self.scope.meter.tokens_left() is not None:
@@ -75,7 +75,14 @@ class StepContext:
                 self.note(max_tokens_cut_by_budget=room)
         output = await self._run(engine, request)
         self._charge(output.usage)
+        output.raise_if_failed()
         return output
+
+    def _seconds_left(self) -> float | None:
+        left = self.scope.meter.seconds_left()
+        if left is not None and left <= 0:
+            self.scope.meter.require_seconds()
+        return left
 
     def _params(self, max_tokens: int | None, stop: Sequence[str]) -> SamplingParams:
         given = {name: value for name, value in self.sampling.items() if value is not None}

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 @click.option("--regex", metavar="R", help="Answer in a text that matches R as a whole.")
 @click.option("--ebnf", type=click.Path(path_type=Path), help="Answer in a text of these rules.")
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option(
+    "--logprobs", type=int, metavar="N", help="Log-probability and N best of each token (--json)."
+)
 @click.option("--truncate", type=click.Choice(["never", "left"]), default="never")
 @click.option("--model", default="default", show_default=True, help="Known name, path or hub id.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
@@ -53,6 +56,8 @@ def generate(
     from inference.engine import NativeConfig
     from inference.native.engine import NativeEngine
 
+    if options["logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs is printed with --json only; add --json")
     requests = build_requests(prompt, prompts, **options)
     config = NativeConfig(model=model, dtype=dtype, device=device)
     engine = NativeEngine.from_config(config)
@@ -61,11 +66,14 @@ def generate(
             outputs = _generate_all(engine, requests)
             results = {"results": [output.to_dict() for output in outputs]}
             click.echo(json.dumps(results, ensure_ascii=False))
+            _require_success(outputs)
         elif prompt is not None:
             asyncio.run(_print_stream(engine, requests[0]))
         else:
-            for output in _generate_all(engine, requests):
+            outputs = _generate_all(engine, requests)
+            for output in outputs:
                 click.echo(f"--- {output.id} ({output.finish_reason.value})\n{output.text}\n")
+            _require_success(outputs)
     finally:
         engine.close()
 
@@ -83,3 +91,10 @@ async def _print_stream(engine: NativeEngine, request: Request) -> None:
         async for chunk in chunks:
             click.echo(chunk.text, nl=False)
     click.echo()
+    _require_success([chunk.output] if chunk.output else [])
+
+
+def _require_success(outputs: list[Output]) -> None:
+    """Raise for the first failed output, after everything was printed."""
+    for output in outputs:
+        output.raise_if_failed()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from inference.calibration import Calibration
 
 
 @click.group()
@@ -29,6 +35,51 @@ def list_command(as_json: bool) -> None:
         click.echo(f"{entry.name:<{width}}  {entry.description} ({licence}; {state})")
         if entry.path is not None:
             click.echo(f"{'':<{width}}  {entry.path}")
+
+
+@models.command()
+@click.argument("name", default="default")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def calibrate(name: str, dtype: Any, as_json: bool) -> None:
+    """Measure model NAME (default: default) here, for the engine to use from then on."""
+    from tqdm import tqdm
+
+    from inference.calibration import save
+    from inference.engine import NativeConfig
+    from inference.native.calibrate import MEASUREMENTS
+    from inference.native.calibrate import calibrate as measure
+
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=MEASUREMENTS, desc="calibrating", unit="run", disable=hidden) as bar:
+        found = measure(NativeConfig(model=name, dtype=dtype), tick=lambda: bar.update(1))
+    path = str(save(found))
+    if as_json:
+        click.echo(json.dumps({"model": name, "path": path, **found.summary()}))
+        return
+    for line in _account(found):
+        click.echo(line)
+    click.echo(path)
+
+
+def _account(found: Calibration) -> Iterator[str]:
+    """A calibration for the reader: its tables, then what follows from them."""
+    setting, runtime, held = found.setting, found.runtime, found.held_out
+    yield f"{setting.dtype}, {setting.threads} threads, torch {setting.torch}, {setting.device}"
+    for tokens, seconds in found.forwards:
+        mark = " (the knee)" if tokens == found.knee else ""
+        speed = f"{seconds * 1e3:9.1f} ms {tokens / seconds:7.0f} tokens/s"
+        yield f"forward of {tokens:4} tokens {speed}{mark}"
+    yield "T(p, o) = F(p) + g (o - 1) for p prompt and o output tokens"
+    for tokens, seconds in runtime.prefill.items():
+        yield f"F({tokens}) = {seconds * 1e3:.1f} ms"
+    yield f"g = {runtime.per_token * 1e3:.2f} ms, R^2 = {runtime.r_squared:.4f}"
+    yield (
+        f"fitted to {', '.join(map(str, held.fitted))}, predicts "
+        f"{', '.join(map(str, held.predicted))} prompt tokens with an error of "
+        f"{held.median_error:.1%} (median), {held.max_error:.1%} (largest), "
+        f"R^2 = {held.r_squared:.4f}"
+    )
 
 
 @models.command()

@@ -23,6 +23,7 @@ def build_requests(
     system: str | None,
     raw: bool,
     truncate: str,
+    logprobs: int | None = None,
     schema: Path | None = None,
     regex: str | None = None,
     ebnf: Path | None = None,
@@ -48,6 +49,7 @@ def build_requests(
             id=key,
             sampling=params,
             truncate=cast(Any, truncate),
+            logprobs=logprobs,
             grammar=grammar,
             **_body(content, system, raw),
         )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 import torch
 
 from inference.budget import Usage
+from inference.errors import InferenceError
+from inference.idealized import IdealizedRuntime
+from inference.native.logprobs import token_logprob
 from inference.native.model import Model
-from inference.native.sampling import choose
+from inference.native.sampling import choose, require_sound
 from inference.native.sequence import Sequence
 from inference.native.task import Job
 from inference.native.text import Detokenizer, StopFinder
-from inference.requests import Chunk, FinishReason, Output, Stats
+from inference.requests import Chunk, FinishReason, Output, Stats, TokenLogprob
 
 
 class Answer:
@@ -26,17 +30,22 @@ class Answer:
         emit: Callable[[Chunk | Exception], object],
         token_bytes: int,
         salt: bytes = b"",
+        runtime: IdealizedRuntime | None = None,
     ) -> None:
         self.job = job
         self._room = min(job.request.sampling.max_tokens, model.context_length - len(job.prompt))
         self.sequence = Sequence(list(job.prompt), len(job.prompt) + self._room, salt)
         self._stop_ids = model.stop_ids
+        self._tokenizer = model.tokenizer
         self._emit = emit
         self._token_bytes = token_bytes
+        self._runtime = runtime
         self._detokenizer = Detokenizer(model.decode)
         self._stops = StopFinder(job.request.sampling.stop)
         self._text = ""  # final so far
         self._emitted = (0, 0)  # how much of text and of produced went out in chunks
+        self._logprobs: list[TokenLogprob] = []
+        self._error: Exception | None = None
         self._forwards = 0
         self._peak = 0
         self._reused = 0
@@ -57,16 +66,29 @@ class Answer:
         self._reused = self.sequence.reused
 
     def take(self, logits: torch.Tensor) -> FinishReason | None:
-        """Draw the next token from logits [1, vocabulary]; the reason if it is the last."""
-        ids, params = self.sequence.ids, self.job.request.sampling
+        """Draw the next token from logits [1, vocabulary]; the reason if it is the last.
+
+        What goes wrong with one row is its request's alone, which then ends as failed.
+        """
+        try:
+            return self._take(logits[-1])
+        except Exception as error:
+            self._error = error
+            return FinishReason.FAILED
+
+    def _take(self, logits: torch.Tensor) -> FinishReason | None:
+        ids, request = self.sequence.ids, self.job.request
         if not self._read:
             self._read = time.monotonic()
-        row, matcher = logits[-1], self.job.matcher
+        row, matcher = logits, self.job.matcher
         if matcher is not None:
+            require_sound(row)  # the mask could hide it
             row = matcher.mask(row)
-        token = choose(row, params, self.job.seed, len(ids), ids)
+        token = choose(row, request.sampling, self.job.seed, len(ids), ids)
         if matcher is not None and not matcher.accept(token):
             raise AssertionError(f"token {token} was chosen against the mask")
+        if request.logprobs is not None:
+            self._logprobs.append(token_logprob(self._tokenizer, logits, token, request.logprobs))
         ids.append(token)
         if token in self._stop_ids:
             return FinishReason.STOP
@@ -81,11 +103,14 @@ class Answer:
 
     def end(self, reason: FinishReason) -> None:
         """Settle the text and emit the output."""
-        self._text += self._stops.push(self._detokenizer.finish())
-        if self._stops.found is None:
-            self._text += self._stops.finish()
-        elif reason in (FinishReason.LENGTH, FinishReason.STOP):
-            reason = FinishReason.STOP_STRING
+        try:
+            self._text += self._stops.push(self._detokenizer.finish())
+            if self._stops.found is None:
+                self._text += self._stops.finish()
+            elif reason in (FinishReason.LENGTH, FinishReason.STOP):
+                reason = FinishReason.STOP_STRING
+        except Exception as error:
+            reason, self._error = FinishReason.FAILED, self._error or error
         self._emit(self._chunk(self._output(reason)))
 
     def fail(self, error: Exception) -> None:
@@ -120,10 +145,28 @@ class Answer:
                 peak_kv_bytes=self._peak * self._token_bytes,
                 seconds=seconds,
                 prefill_seconds=self._read - self._started if self._read else seconds,
+                idealized_seconds=self._idealized(len(produced)),
                 truncated_tokens=job.truncated,
             ),
             notes={
                 **({"seed": job.seed} if job.request.sampling.temperature > 0 else {}),
                 **({"grammar": job.matcher.note()} if job.matcher is not None else {}),
+                **({"error": _told(self._error)} if self._error is not None else {}),
             },
+            logprobs=tuple(self._logprobs),
         )
+
+    def _idealized(self, produced: int) -> float | None:
+        """Predicted seconds for the prompt tokens that were computed and the tokens produced."""
+        if self._runtime is None:
+            return None
+        computed = min(self._peak, len(self.job.prompt)) - self._reused
+        return self._runtime.seconds(computed, produced) if computed > 0 else 0.0
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """Code and message of what stopped a request; a defect of ours also logs its traceback."""
+    if isinstance(error, InferenceError):
+        return {"code": error.code, "message": str(error)}
+    logging.getLogger(__name__).error("a request failed by a defect", exc_info=error)
+    return {"code": "defect", "message": f"{type(error).__name__}: {error}"}

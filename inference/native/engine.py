@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from inference.calibration import load as load_calibration
 from inference.engine import Capability, NativeConfig
 from inference.errors import InferenceError
 from inference.grammar import Grammar
@@ -23,6 +24,7 @@ from inference.native.model import Model
 from inference.native.prompts import continuation_ids, encode, fit
 from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
+from inference.native.setting import setting_of
 from inference.native.task import Job
 from inference.native.threads import release_workers
 from inference.requests import Chunk, FinishReason, Output, Request, Score
@@ -32,23 +34,29 @@ if TYPE_CHECKING:
     from inference.grammar.compiler import Compiler
 
 
+STEP_TOKENS = 512
+"""Tokens of a step where neither the configuration nor a calibration says."""
+
+
 class NativeEngine:
     """Engine over a transformers model; all requests of all threads share one running batch."""
 
     def __init__(self, model: Model, config: NativeConfig | None = None) -> None:
         config = config or NativeConfig()
+        calibration = load_calibration(setting_of(model))
+        self._runtime = calibration.runtime if calibration else None
+        knee = calibration.knee if calibration else STEP_TOKENS
         self._loaded: tuple[Model, Core] | None = (
             model,
             Core(
                 model,
                 config.kv_cache_bytes,
                 config.prefix_cache_bytes,
-                config.step_tokens,
+                config.step_tokens or knee,
                 config.step_rows,
             ),
         )
         self._name = model.name
-        self._salt = salt(model.name)
         self._context_length = model.context_length
         self._running: Running[Job] = Running()
         self._closing = threading.Lock()
@@ -78,6 +86,10 @@ class NativeEngine:
         chat = self._model().tokenizer.chat_template
         return NativeConfig.provides - (set() if chat else {Capability.CHAT})
 
+    def salt_of(self, request: Request) -> bytes:
+        """Root of the prefix hashes of a request: only what has the same shares blocks with it."""
+        return salt(self._name, tenant=request.tenant)
+
     def forget_prefixes(self) -> None:
         """Drop the key/value entries kept between requests."""
         self._core().forget()
@@ -87,6 +99,7 @@ class NativeEngine:
     ) -> list[Output]:
         """Outputs in the order of the requests; one bad request refuses all, computing none.
 
+        A request that alone cannot go on ends as failed; a forward pass that fails is raised.
         `on_output` sees each output as it is finished. A deadline counts from this call.
         """
         finished: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
@@ -146,11 +159,11 @@ class NativeEngine:
         ids = continuation_ids(self._model(), request, continuations)
         if not ids:
             return []
-        core = self._core()
+        core, root = self._core(), self.salt_of(request)
         found: queue.SimpleQueue[tuple[int, Score | FinishReason | Exception]] = queue.SimpleQueue()
         with self._admitted([request]) as (job,):
             tasks = [
-                Scoring(job, piece, self._salt, lambda result, at=at: found.put((at, result)))  # type: ignore[misc]
+                Scoring(job, piece, root, lambda result, at=at: found.put((at, result)))  # type: ignore[misc]
                 for at, piece in enumerate(ids)
             ]
 
@@ -159,7 +172,7 @@ class NativeEngine:
                 core.fork(prompt, tasks, len(job.prompt) - 1)
 
             release_workers()
-            core.add([Reading(job, self._salt, split, lambda why: found.put((-1, why)))])
+            core.add([Reading(job, root, split, lambda why: found.put((-1, why)))])
             scores: dict[int, Score] = {}
             try:
                 while len(scores) < len(ids):
@@ -212,7 +225,12 @@ class NativeEngine:
         model, core = self._open()
         release_workers()  # the step thread computes from here on
         size = core.runner.store.token_bytes
-        core.add([Answer(model, job, emit, size, self._salt) for job in jobs])
+        core.add(
+            [
+                Answer(model, job, emit, size, self.salt_of(job.request), self._runtime)
+                for job in jobs
+            ]
+        )
 
     def _compile(self, grammar: Grammar) -> None:
         self._grammars.compile(grammar)

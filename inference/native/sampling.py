@@ -10,19 +10,49 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from inference.errors import BrokenLogits
 from inference.requests import SamplingParams
 
 
+def require_sound(logits: torch.Tensor) -> None:
+    """Raise BrokenLogits unless the largest of each row of logits [..., vocabulary] is finite.
+
+    A logit of -inf alone is a probability of zero; NaN, +inf and nothing but -inf are no
+    distribution, and an argmax over them would pass for a token.
+    """
+    fine = logits.amax(dim=-1).isfinite()
+    if bool(fine.all()):
+        return
+    row = logits[~fine][0] if logits.dim() > 1 else logits
+    found = [
+        f"{text} for {count} of {len(row)} tokens"
+        for text, count in (
+            ("NaN", int(row.isnan().sum())),
+            ("+inf", int(row.isposinf().sum())),
+            ("-inf", int(row.isneginf().sum())),
+        )
+        if count
+    ]
+    raise BrokenLogits(
+        f"the model computed logits of {' and '.join(found)}, from which no token can be chosen; "
+        "use dtype float32 if its numbers overflow, else fetch or convert the checkpoint again"
+    )
+
+
 def penalize_repetition(logits: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
-    """Divide positive and multiply negative logits of `seen` ids by `penalty`.
+    """Divide positive and multiply negative logits of `seen` ids by `penalty`; float64 if any are.
 
     Source: Keskar et al. 2019 (CTRL), section 4.1; prompt and completion count as seen.
     """
     if penalty == 1.0 or not seen:
         return logits
+    logits = logits.double()
     ids = torch.tensor(sorted(set(seen)), device=logits.device)
     rows = logits[ids]
-    return logits.index_copy(0, ids, torch.where(rows < 0, rows * penalty, rows / penalty))
+    # An extreme penalty stays within the numbers; what is masked stays masked.
+    largest = torch.finfo(logits.dtype).max
+    changed = torch.where(rows < 0, rows * penalty, rows / penalty).clamp(-largest, largest)
+    return logits.index_copy(0, ids, torch.where(rows.isneginf(), rows, changed))
 
 
 def keep_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
@@ -91,7 +121,11 @@ def draw(probabilities: torch.Tensor, number: float) -> int:
 def choose(
     logits: torch.Tensor, params: SamplingParams, seed: int, position: int, seen: Sequence[int]
 ) -> int:
-    """The next token id; `position` is the index of the token in prompt plus completion."""
+    """The next token id; `position` is the index of the token in prompt plus completion.
+
+    Raises BrokenLogits where the logits are no distribution.
+    """
+    require_sound(logits)
     if params.temperature == 0.0:
         penalized = penalize_repetition(logits.float(), seen, params.repetition_penalty)
         return int(penalized.argmax())

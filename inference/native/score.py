@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from inference.native.sampling import require_sound
 from inference.native.sequence import Sequence as Row
 from inference.native.task import Job
 from inference.requests import FinishReason, Score
@@ -77,6 +78,7 @@ class Scoring:
 
     def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
         """Keep the log-probabilities of the tokens that follow these rows."""
+        require_sound(logits)
         # After the step `cached` counts these rows; a preempted row starts over from its first.
         end = self.sequence.cached - self._first
         start = end - len(logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from inference import Request, SamplingParams
 from inference.engine import NativeConfig
 from tests.api.conftest import Ragwright
-from tests.inference.tiny import checkpoint
+from tests.inference.tiny import POISON, checkpoint, tokenizer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -152,6 +153,8 @@ def test_every_bad_line_is_reported_at_once(run: Run, tmp_path: Path) -> None:
         (["fox", "--system", "s", "--raw"], "--system needs the chat template"),
         (["fox", "--max-tokens", "0"], "max_tokens=0 must be at least 1"),
         (["fox", "--temperature", "nan"], "temperature=nan must be finite"),
+        (["fox", "--logprobs", "3"], "--logprobs is printed with --json only; add --json"),
+        (["fox", "--json", "--logprobs", "21"], "logprobs=21; give 0 to 20"),
         (["fox", "--top-p", "0"], "top_p=0.0 must be in (0, 1]"),
         (["fox", "--model", "defualt"], "did you mean 'default'"),
         (["fox " * 300], "context of 256, which must also hold what is generated"),
@@ -186,6 +189,38 @@ def test_a_model_without_template_names_raw(run: Run, tmp_path: Path) -> None:
     status, _, err = run("fox", "--model", bare)
     assert status == 2 and "has no chat template" in err and "--raw" in err
     assert run("fox", "--model", bare, "--raw", "--json")[0] == 0
+
+
+def test_log_probabilities_are_printed(run: Run) -> None:
+    (result,) = json.loads(run("fox", "--json", "--logprobs", "2")[1])["results"]
+    assert [entry["id"] for entry in result["logprobs"]] == result["token_ids"]
+    for entry in result["logprobs"]:
+        assert set(entry) == {"text", "logprob", "id", "top"}
+        assert entry["top"][0] == [entry["text"], entry["logprob"]] and len(entry["top"]) == 2
+
+
+def test_a_failed_request_is_printed_with_the_others_and_the_status_is_1(
+    run: Run, tmp_path: Path
+) -> None:
+    model = str(checkpoint(tmp_path / "model", poison=math.nan, endless=True, ascii_only=True))
+    spelt = tokenizer().decode([POISON])
+    rows = [{"id": "a", "prompt": "fox"}, {"id": "b", "prompt": f"x{spelt}"}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    says = "ragwright: request 'b' failed: the model computed logits of NaN for 320 of 320 tokens"
+    status, out, err = run("--prompts", path, "--model", model, "--json")
+    fine, failed = json.loads(out)["results"]
+    assert (status, err.count("\n"), fine["finish_reason"]) == (1, 1, "length")
+    assert (failed["finish_reason"], failed["notes"]["error"]["code"]) == (
+        "failed",
+        "broken_logits",
+    )
+    assert err.startswith(says)
+    status, out, err = run("--prompts", path, "--model", model)
+    assert (status, err.startswith(says)) == (1, True)
+    assert f"--- a (length)\n{fine['text']}\n" in out and "--- b (failed)" in out
+    status, out, err = run(f"x{spelt}", "--model", model)
+    assert (status, out) == (1, "\n") and "failed: the model computed logits of NaN" in err
 
 
 @pytest.mark.default_model

@@ -41,6 +41,26 @@ def test_pull_of_a_path(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("pull", folder, "--json")[1])["path"] == folder
 
 
+def test_calibrate_measures_and_keeps_the_result(run: Run, tmp_path: Path) -> None:
+    folder = str(checkpoint(tmp_path / "model", endless=True))
+    status, out, err = run("calibrate", folder, "--dtype", "float32", "--json")
+    found = json.loads(out)
+    assert (status, err, found["model"]) == (0, "", folder)
+    assert found["knee"] in [forward["tokens"] for forward in found["forwards"]]
+    assert found["per_token"] > 0 and found["r_squared"] <= 1
+    assert set(found["held_out"]["fitted"]) < {row["tokens"] for row in found["prefill"]}
+    stored = Path(found["path"])
+    assert stored.parent == tmp_path / "home" / "calibrations"
+    assert json.loads(stored.read_text())["setting"] == found["setting"]
+    status, out, _ = run("calibrate", folder, "--dtype", "float32")
+    assert status == 0 and out.endswith(f"{stored}\n")
+    for part in ("(the knee)", "F(16) =", "g = ", "R^2 = ", "fitted to 16, 64, predicts 32, 128"):
+        assert part in out
+    short = str(checkpoint(tmp_path / "short", context=64))
+    status, out, err = run("calibrate", short)
+    assert (status, out) == (2, "") and err.startswith("ragwright: model ")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -68,3 +68,25 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(tiny: Tiny) -> None
         together = list(pool.map(lambda r: engine.generate([r])[0], requests))
     assert [o.token_ids for o in together] == [o.token_ids for o in alone]
     assert sum(o.usage.cached_tokens for o in together) > 0
+
+
+def test_two_tenants_never_share(tiny: Tiny) -> None:
+    engine = tiny("llama", endless=True, seed=6)
+    engine.forget_prefixes()
+    ids = list(range(20, 20 + 3 * BLOCK))
+    params = SamplingParams(max_tokens=4)
+
+    def cached(*tenants: str) -> list[int]:
+        requests = [Request(token_ids=ids, sampling=params, tenant=name) for name in tenants]
+        outputs = engine.generate(requests)
+        assert len({output.token_ids for output in outputs}) == 1
+        return [output.usage.cached_tokens for output in outputs]
+
+    held = 2 * BLOCK  # the last block is computed again, for its logits
+    assert [cached("a")[0], cached("b")[0], cached("")[0]] == [0, 0, 0]
+    assert cached("a", "b", "", "c") == [held, held, held, 0]
+    engine.forget_prefixes()
+    assert cached("a", "b") == [0, 0]
+    scored = Request(token_ids=ids, tenant="d")
+    engine.score(scored, [[9]])
+    assert [cached("d")[0], cached("e")[0]] == [held, 0], "scores keep to their tenant too"

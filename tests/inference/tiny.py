@@ -29,6 +29,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+POISON = 310
+"""A token that no text of the tests holds."""
 CONFIGS: dict[str, type[Any]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
@@ -63,11 +65,13 @@ def checkpoint(
     template: str | None = TEMPLATE,
     endless: bool = False,
     ascii_only: bool = False,
+    poison: float | None = None,
     **options: Any,
 ) -> Path:
     """Save a tiny model in `folder`.
 
     `endless` keeps it from choosing the end token, `ascii_only` from tokens that are not ASCII.
+    `poison` is what token POISON turns the numbers of the model into, as a damaged file would.
     """
     words = tokenizer(template)
     config = CONFIGS[kind](
@@ -92,6 +96,8 @@ def checkpoint(
         silent += [i for i in range(len(words)) if not words.decode([i]).isascii()]
     with torch.no_grad():
         model.lm_head.weight[silent] = 0  # a logit of 0 is far below the largest
+        if poison is not None:
+            model.get_input_embeddings().weight[POISON] = poison
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
