@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,11 +16,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from inference import InferenceInputError
-from inference.adapters.batch import LoraBatch
 from inference.adapters.lora import Adapter
 from inference.adapters.registry import Adapters
 from inference.adapters.shape import Shape
 from inference.errors import AdapterInputError, AdapterInUse, UnknownName
+from tests.inference.hooked import carrying
 from tests.inference.tiny import checkpoint, network
 
 IDS = torch.arange(5, 25)[None]
@@ -38,32 +39,7 @@ def shape(folder: Path) -> Shape:
 
 def fresh(folder: Path) -> Any:
     """A network of its own, because PEFT changes the one it is given."""
-    network.cache_clear()
-    return network(str(folder))
-
-
-@contextmanager
-def carried(model: Any, shape: Shape, *adapters: Adapter) -> Iterator[None]:
-    """All rows of `model` carry `adapters`, through the batched product."""
-    batch = LoraBatch.build([(0, IDS.numel(), adapters)])
-    assert batch is not None
-
-    def hook(layer: int, name: str) -> Callable[..., None]:
-        def add(_: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            batch.add(layer, {name: slice(None)}, inputs[0][0], output[0])
-
-        return add
-
-    hooks = [
-        model.get_submodule(shape.path(layer, name)).register_forward_hook(hook(layer, name))
-        for layer in range(shape.layers)
-        for name in shape.sizes
-    ]
-    try:
-        yield
-    finally:
-        for one in hooks:
-            one.remove()
+    return copy.deepcopy(network(str(folder)))
 
 
 def trained(folder: Path, out: Path, seed: int = 3, **options: Any) -> torch.Tensor:
@@ -77,6 +53,14 @@ def trained(folder: Path, out: Path, seed: int = 3, **options: Any) -> torch.Ten
     with torch.no_grad():
         logits: torch.Tensor = model(IDS).logits
     return logits
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of rank 2 on q_proj, as PEFT saves it."""
+    out = tmp_path_factory.mktemp("plain")
+    trained(folder, out, r=2, target_modules=["q_proj"])
+    return out
 
 
 def edit(folder: Path, **options: Any) -> None:
@@ -118,7 +102,7 @@ def test_same_logits_as_peft_there_and_back(
     model = fresh(folder)
     with torch.no_grad():
         base = model(IDS).logits
-        with carried(model, shape, adapter):
+        with carrying(model, adapter):
             ours = model(IDS).logits
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
         assert (ours - base).abs().max() > 0.01
@@ -139,9 +123,9 @@ def test_two_adapters_add_up(folder: Path, shape: Shape, tmp_path: Path) -> None
     model.base_model.set_adapter(["a", "b"])
     with torch.no_grad():
         wanted = model(IDS).logits
-        ours, plain = [Adapter.from_peft(tmp_path / n, shape) for n in "ab"], fresh(folder)
-        with carried(plain, shape, *ours):
-            torch.testing.assert_close(plain(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
+        ours, other = [Adapter.from_peft(tmp_path / n, shape) for n in "ab"], fresh(folder)
+        with carrying(other, *ours):
+            torch.testing.assert_close(other(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
@@ -180,9 +164,9 @@ def test_shape_of_a_configuration_is_that_of_the_network(kind: str, tmp_path: Pa
     ],
 )
 def test_a_configuration_that_is_not_implemented_is_refused_by_name(
-    folder: Path, shape: Shape, tmp_path: Path, options: dict[str, Any], named: list[str]
+    plain: Path, shape: Shape, tmp_path: Path, options: dict[str, Any], named: list[str]
 ) -> None:
-    trained(folder, tmp_path, r=2, target_modules=["q_proj"])
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     edit(tmp_path, **options)
     with pytest.raises(AdapterInputError) as caught:
         Adapter.from_peft(tmp_path, shape)
@@ -219,9 +203,9 @@ def moved(old: str, new: str) -> Callable[[Mapping[str, torch.Tensor]], dict[str
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
-    folder: Path, shape: Shape, tmp_path: Path, change: Any, named: list[str]
+    plain: Path, shape: Shape, tmp_path: Path, change: Any, named: list[str]
 ) -> None:
-    trained(folder, tmp_path, r=2, target_modules=["q_proj"])
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     tensors = change(load_file(tmp_path / WEIGHTS))
     save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / WEIGHTS)
     with pytest.raises(AdapterInputError) as caught:
@@ -229,12 +213,10 @@ def test_tensors_that_do_not_fit_are_refused(
     assert all(word in str(caught.value) for word in named), caught.value
 
 
-def test_folders_without_safetensors_are_refused(
-    folder: Path, shape: Shape, tmp_path: Path
-) -> None:
+def test_folders_without_safetensors_are_refused(plain: Path, shape: Shape, tmp_path: Path) -> None:
     with pytest.raises(AdapterInputError, match="no readable adapter_config"):
         Adapter.from_peft(tmp_path / "nowhere", shape)
-    trained(folder, tmp_path, r=2, target_modules=["q_proj"])
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[:-9])
     with pytest.raises(AdapterInputError, match="cannot be read"):
@@ -300,9 +282,9 @@ def some(shape: Shape, rank: int = 2) -> Adapter:
     return Adapter.from_tensors("some", {(0, "up_proj"): pair(shape, "up_proj", rank)}, 1, shape)
 
 
-def test_names_lead_to_adapters(folder: Path, shape: Shape, tmp_path: Path) -> None:
+def test_names_lead_to_adapters(plain: Path, shape: Shape, tmp_path: Path) -> None:
     adapters = Adapters(shape)
-    trained(folder, tmp_path, r=2, target_modules=["q_proj"])
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     adapters.attach("law", tmp_path)
     adapters.attach("verse", some(shape))
     assert adapters.names() == ["law", "verse"] and adapters.get("verse").name == "verse"
