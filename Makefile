@@ -37,7 +37,7 @@ tools:
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) | tools
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" setuptools
-	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" --no-build-isolation -e '.[$(EXTRAS),dev]'
+	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" --no-build-isolation -e '.[$(EXTRAS),train,dev]'
 	@touch "$@"
 
 install: $(INSTALLED)

@@ -91,3 +91,15 @@ class ServerTimeout(ServerUnavailable):
     """A model server was silent for longer than the engine's `timeout`."""
 
     code = "server_timeout"
+
+
+class AdapterInputError(InferenceInputError):
+    """An adapter that cannot be read, or that does not fit the model."""
+
+    code = "bad_adapter"
+
+
+class AdapterInUse(InferenceInputError):
+    """An adapter that requests in flight still need."""
+
+    code = "adapter_in_use"

@@ -1,0 +1,149 @@
+"""LoRA training: peft's modules over a base model, and the adapter that comes out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from inference.adapters.folder import WEIGHTS
+from inference.adapters.lora import Adapter, Site
+from inference.adapters.shape import Shape
+from inference.errors import AdapterInputError, Unsupported
+from inference.models.manifest import sha256
+from inference.suggest import nearest
+from inference.training.base import Base, twin
+from inference.training.card import Card
+from inference.training.examples import IGNORED, Example, batched, digest
+from inference.training.loop import Plan, plan_of, train
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOptions:
+    """Size and place of an adapter: `rank`, scale `alpha` / rank, modules, dropout on its input."""
+
+    rank: int = 8
+    alpha: float = 16
+    targets: tuple[str, ...] = LINEAR
+    dropout: float = 0.0
+
+
+def with_lora(network: Any, options: LoraOptions, seed: int = 0) -> Any:
+    """A peft model over the weights of `network`; its adapter, float32 or wider, does nothing yet.
+
+    A is drawn from `seed`, B is zero. `network` itself stays as it is.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise Unsupported(
+            "training adapters needs peft; install it with pip install 'ragwright[train]'"
+        ) from error
+    shape = Shape.of(network)
+    for target in options.targets:
+        if target not in shape.sizes:
+            raise AdapterInputError(
+                f"no linear layer {target!r} in the blocks of this model; "
+                f"{nearest(target, shape.sizes)}"
+            )
+    if options.rank < 1 or not options.targets:
+        raise AdapterInputError(
+            f"rank={options.rank} and {len(options.targets)} targets: give at least 1 of each"
+        )
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=list(options.targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=_cuda(shape.device)):
+        torch.manual_seed(seed)
+        return get_peft_model(twin(network), config)
+
+
+def adapter_of(model: Any, name: str, shape: Shape, options: LoraOptions) -> Adapter:
+    """What the peft `model` has learned so far, copied, in the type of `shape`."""
+    weights = dict(model.named_parameters())
+    pairs: dict[Site, tuple[torch.Tensor, torch.Tensor]] = {}
+    for layer in range(shape.layers):
+        for module in options.targets:
+            a, b = (
+                weights[f"base_model.model.{shape.path(layer, module)}.lora_{f}.default.weight"]
+                for f in "AB"
+            )
+            pairs[layer, module] = (a.detach(), b.detach())
+    return Adapter.from_tensors(name, pairs, options.alpha / options.rank, shape)
+
+
+def causal_loss(model: Any) -> Callable[[Sequence[Example]], tuple[torch.Tensor, int]]:
+    """Summed next-token loss of a causal model over the labelled tokens, in nats.
+
+    Raises InferenceInputError for an example that is longer than the context of the model or
+    holds ids that are not its own.
+    """
+    config = model.config.get_text_config()
+
+    def loss(examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
+        for one in examples:
+            one.check(config.vocab_size, config.max_position_embeddings)
+        batch = batched(examples, model.device)
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        labels = batch.labels[:, 1:].flatten()
+        wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+        total = cross_entropy(wide.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+        return total, int((labels != IGNORED).sum())
+
+    return loss
+
+
+def train_lora(
+    base: Base,
+    examples: Sequence[Example],
+    plan: Plan,
+    out: Path,
+    *,
+    recipe: str,
+    options: LoraOptions | None = None,
+) -> Card:
+    """Train an adapter and leave it in `out` as a PEFT folder with a card.
+
+    Killed and called again with the same arguments, it goes on at its last checkpoint, which
+    lies in `out` until the adapter does.
+    """
+    options = options or LoraOptions()
+    model = with_lora(base.network, options, plan.seed)
+    model.train()
+    data = digest(examples)
+    scratch = out / ".checkpoints"
+    progress = train(model, examples, causal_loss(model), plan, data=data, folder=scratch)
+    shape = Shape.of(base.network)
+    wide = replace(shape, dtype=torch.promote_types(shape.dtype, torch.float32))
+    adapter_of(model, out.name, wide, options).save_peft(out)
+    card = Card(
+        recipe=recipe,
+        base=base.name,
+        base_files=base.files,
+        dtype=str(shape.dtype).removeprefix("torch."),
+        options={**asdict(options), "targets": list(options.targets)},
+        plan=plan_of(plan),
+        examples=len(examples),
+        data=data,
+        losses=progress.losses,
+        tokens=progress.terms,
+        files={WEIGHTS: sha256(out / WEIGHTS)},
+    )
+    card.write(out)
+    shutil.rmtree(scratch)
+    return card
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
