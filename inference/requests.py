@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from inference.budget import Usage
 from inference.errors import InferenceInputError, RequestFailed
 from inference.grammar import Grammar
+
+if TYPE_CHECKING:
+    from inference.guidance import Guidance
+    from inference.kv import KVPolicy
+    from inference.native.snapshot import Snapshot
+    from inference.taps import Taps
 
 
 class FinishReason(StrEnum):
@@ -106,7 +112,10 @@ class Request:
     its `finish_reason` says what cut it; `notes["grammar"]` of the output tells which.
     `adapters` are names that were attached to the engine; their deltas add up. `tenant` keeps
     what is cached of this request from requests of others. With `logprobs` = n each produced
-    token comes with its log-probability and the n most probable tokens in its place.
+    token comes with its log-probability and the n most probable tokens in its place. `kv` decides
+    what the cache keeps, `past` is a shrunken cache to go on from, `guidance` combines the logits
+    of several contexts, `taps` show the forward passes, and the layers `skip_layers` (first, behind
+    the last) are left out for every token but the prompt's.
     """
 
     prompt: str | None = None
@@ -120,6 +129,11 @@ class Request:
     adapters: tuple[str, ...] = ()
     tenant: str = ""
     logprobs: int | None = None
+    kv: KVPolicy | None = None
+    past: Snapshot | None = None
+    guidance: Guidance | None = None
+    taps: Taps | None = None
+    skip_layers: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]

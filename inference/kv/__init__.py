@@ -11,4 +11,4 @@ KV_POLICIES: dict[str, type[KVPolicy]] = {
     "streaming_llm": StreamingLLM,
 }
 
-__all__ = ["KV_POLICIES", "KVPolicy", "Moment"]
+__all__ = ["KV_POLICIES", "Full", "KVPolicy", "Moment", "Random", "StreamingLLM"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,28 +13,33 @@ from inference.errors import InferenceError
 from inference.idealized import IdealizedRuntime
 from inference.native.logprobs import token_logprob
 from inference.native.model import Model
-from inference.native.sampling import choose, require_sound
-from inference.native.sequence import Sequence
+from inference.native.sampling import choose, process, require_sound
+from inference.native.sequence import Sequence as Row
 from inference.native.task import Job
 from inference.native.text import Detokenizer, StopFinder
 from inference.requests import Chunk, FinishReason, Output, Stats, TokenLogprob
+from inference.taps import Choice, Tapped
 
 
 class Answer:
-    """Task of one request; `emit` gets chunks, the last with the output, or the error."""
+    """Task of one request; `emit` gets chunks, the last with the output, or the error.
+
+    `rows` are the request's sequence and those of its guiding contexts, all of which get every
+    chosen token. `token_bytes` is what one token takes in the shared store.
+    """
 
     def __init__(
         self,
         model: Model,
         job: Job,
+        rows: Sequence[Row],
         emit: Callable[[Chunk | Exception], object],
         token_bytes: int,
-        salt: bytes = b"",
         runtime: IdealizedRuntime | None = None,
     ) -> None:
         self.job = job
-        self._room = min(job.request.sampling.max_tokens, model.context_length - len(job.prompt))
-        self.sequence = Sequence(list(job.prompt), len(job.prompt) + self._room, salt)
+        self.rows = rows
+        self._room = room(model, job)
         self._stop_ids = model.stop_ids
         self._tokenizer = model.tokenizer
         self._emit = emit
@@ -45,61 +50,88 @@ class Answer:
         self._text = ""  # final so far
         self._emitted = (0, 0)  # how much of text and of produced went out in chunks
         self._logprobs: list[TokenLogprob] = []
+        self._waiting: dict[Row, torch.Tensor] = {}  # logits of rows whose others are not there yet
         self._error: Exception | None = None
         self._forwards = 0
-        self._peak = 0
+        self._peak = 0  # bytes
+        self._read_tokens = 0
         self._reused = 0
         self._started = self._read = 0.0
 
     @property
     def _produced(self) -> list[int]:
-        return self.sequence.ids[len(self.job.prompt) :]
+        return self.rows[0].ids[len(self.job.prompt) :]
 
     def begin(self) -> None:
         """Start the clock."""
         self._started = time.monotonic()
 
-    def stepped(self) -> None:
-        """Count a forward pass, and the entries held after it."""
+    def stepped(self, tapped: Sequence[Tapped]) -> None:
+        """Count a forward pass and the entries held after it, and show what is watched."""
         self._forwards += 1
-        self._peak = max(self._peak, self.sequence.cached)
-        self._reused = self.sequence.reused
+        self._peak = max(self._peak, sum(self._bytes(row) for row in self.rows))
+        self._read_tokens = max(self._read_tokens, self.rows[0].cached)
+        self._reused = self.rows[0].reused
+        if self.job.request.taps is not None:
+            for one in tapped:
+                self.job.request.taps.sink(one)
 
-    def take(self, logits: torch.Tensor) -> FinishReason | None:
+    def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
         """Draw the next token from logits [1, vocabulary]; the reason if it is the last.
 
-        What goes wrong with one row is its request's alone, which then ends as failed.
+        With guidance it is drawn when every context has its logits. What goes wrong with one
+        request is that request's alone, which then ends as failed.
         """
         try:
-            return self._take(logits[-1])
+            self._waiting[row] = logits[-1]
+            if len(self._waiting) < len(self.rows):
+                return None
+            found = [self._waiting[one] for one in self.rows]
+            self._waiting = {}
+            return self._take(found)
         except Exception as error:
             self._error = error
             return FinishReason.FAILED
 
-    def _take(self, logits: torch.Tensor) -> FinishReason | None:
-        ids, request = self.sequence.ids, self.job.request
+    def _take(self, found: Sequence[torch.Tensor]) -> FinishReason | None:
+        request = self.job.request
         if not self._read:
             self._read = time.monotonic()
-        row, matcher = logits, self.job.matcher
-        if matcher is not None:
-            require_sound(row)  # the mask could hide it
-            row = matcher.mask(row)
-        token = choose(row, request.sampling, self.job.seed, len(ids), ids)
-        if matcher is not None and not matcher.accept(token):
-            raise AssertionError(f"token {token} was chosen against the mask")
+        token = self._choose(found)
         if request.logprobs is not None:
-            self._logprobs.append(token_logprob(self._tokenizer, logits, token, request.logprobs))
-        ids.append(token)
+            entry = token_logprob(self._tokenizer, found[0], token, request.logprobs)
+            self._logprobs.append(entry)
+        for row in self.rows:
+            row.ids.append(token)
         if token in self._stop_ids:
             return FinishReason.STOP
         self._text += self._stops.push(self._detokenizer.push(token))
         if self._stops.found is not None:
             return FinishReason.STOP_STRING
-        if len(ids) - len(self.job.prompt) == self._room:
+        if len(self._produced) == self._room:
             return FinishReason.LENGTH
         if len(self._text) > self._emitted[0]:
             self._emit(self._chunk())
         return None
+
+    def _choose(self, found: Sequence[torch.Tensor]) -> int:
+        """The next token: guidance, then the grammar's mask, then the sampler."""
+        job, request, ids = self.job, self.job.request, self.rows[0].ids
+        raw = row = found[0]
+        if request.guidance is not None:
+            for one in found:
+                require_sound(one)  # a combination could hide it
+            row = request.guidance.combine(found)
+        if job.matcher is not None:
+            require_sound(row)  # the mask could hide it
+            row = job.matcher.mask(row)
+        token = choose(row, request.sampling, job.seed, len(ids), ids)
+        if job.matcher is not None and not job.matcher.accept(token):
+            raise AssertionError(f"token {token} was chosen against the mask")
+        if request.taps is not None and request.taps.logits:
+            processed = process(row, request.sampling, ids).float()
+            request.taps.sink(Choice(len(ids), raw.clone(), processed, token))
+        return token
 
     def end(self, reason: FinishReason) -> None:
         """Settle the text and emit the output."""
@@ -117,6 +149,10 @@ class Answer:
         """Emit the error in place of an output."""
         self._emit(error)
 
+    def _bytes(self, row: Row) -> int:
+        """Bytes of key/value entries that a row holds, measured."""
+        return row.cache.bytes if row.cache is not None else row.cached * self._token_bytes
+
     def _chunk(self, output: Output | None = None) -> Chunk:
         """Everything final that no chunk has carried yet."""
         text, tokens = self._emitted
@@ -128,40 +164,63 @@ class Answer:
         job, produced = self.job, self._produced
         now = time.monotonic()
         seconds = now - self._started if self._started else 0.0
+        prompts = sum(row.prompt for row in self.rows)
         return Output(
             id=job.request.id,
             text=self._text,
             token_ids=tuple(produced),
             finish_reason=reason,
             usage=Usage(
-                prompt_tokens=len(job.prompt),
-                cached_tokens=self._reused,
+                prompt_tokens=prompts,
+                cached_tokens=sum(row.reused for row in self.rows),
                 completion_tokens=len(produced),
                 model_calls=1,
                 seconds=seconds,
             ),
             stats=Stats(
                 forwards=self._forwards,
-                peak_kv_bytes=self._peak * self._token_bytes,
+                peak_kv_bytes=self._peak,
                 seconds=seconds,
                 prefill_seconds=self._read - self._started if self._read else seconds,
                 idealized_seconds=self._idealized(len(produced)),
                 truncated_tokens=job.truncated,
             ),
-            notes={
-                **({"seed": job.seed} if job.request.sampling.temperature > 0 else {}),
-                **({"grammar": job.matcher.note()} if job.matcher is not None else {}),
-                **({"error": _told(self._error)} if self._error is not None else {}),
-            },
+            notes=self._notes(),
             logprobs=tuple(self._logprobs),
         )
+
+    def _notes(self) -> dict[str, object]:
+        """What a reader of the output must know beyond the numbers."""
+        job, request, cache = self.job, self.job.request, self.rows[0].cache
+        notes: dict[str, object] = {}
+        if request.sampling.temperature > 0:
+            notes["seed"] = job.seed
+        if job.matcher is not None:
+            notes["grammar"] = job.matcher.note()
+        if request.kv is not None and cache is not None:
+            notes["kv"] = {
+                "policy": request.kv.model_dump(),
+                "lossless": request.kv.lossless,
+                "entries": sum(map(sum, cache.entries)) / sum(map(len, cache.entries)),
+            }
+        if request.skip_layers is not None:
+            notes["skipped_layers"] = list(request.skip_layers)
+        if self._error is not None:
+            notes["error"] = _told(self._error)
+        return notes
 
     def _idealized(self, produced: int) -> float | None:
         """Predicted seconds for the prompt tokens that were computed and the tokens produced."""
         if self._runtime is None:
             return None
-        computed = min(self._peak, len(self.job.prompt)) - self._reused
+        computed = min(self._read_tokens, len(self.job.prompt)) - self._reused
         return self._runtime.seconds(computed, produced) if computed > 0 else 0.0
+
+
+def room(model: Model, job: Job) -> int:
+    """Tokens a job may produce: what was asked for, as far as every context has place for it."""
+    longest = max([len(job.prompt), *(len(ids) for ids, _ in job.contexts)])
+    return min(job.request.sampling.max_tokens, model.context_length - longest)
 
 
 def _told(error: Exception) -> dict[str, str]:

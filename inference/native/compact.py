@@ -74,9 +74,7 @@ class Head:
         """Keep the first `count` entries; the room stays for what comes in their place."""
         self.count = count
 
-    def replace(
-        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
-    ) -> None:
+    def replace(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Hold exactly these entries from now on, such as merged ones."""
         self._keys, self._values = keys.contiguous(), values.contiguous()
         self._positions, self.count = positions.contiguous(), len(keys)

@@ -5,34 +5,33 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
 from inference.calibration import load as load_calibration
 from inference.engine import Capability, NativeConfig
-from inference.errors import InferenceError
-from inference.grammar import Grammar
+from inference.errors import InferenceError, InferenceInputError
 from inference.models import resolve
+from inference.native.admission import Admission
 from inference.native.answer import Answer
-from inference.native.blocks import salt
 from inference.native.loop import Core
 from inference.native.model import Model
-from inference.native.prompts import continuation_ids, encode, fit
+from inference.native.prompts import continuation_ids, encode
 from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
 from inference.native.setting import setting_of
+from inference.native.snapshot import Snapshot
 from inference.native.task import Job
 from inference.native.threads import release_workers
 from inference.requests import Chunk, FinishReason, Output, Request, Score
-from inference.running import Running
 
 if TYPE_CHECKING:
-    from inference.grammar.compiler import Compiler
+    from pathlib import Path
 
+    from inference.adapters.lora import Adapter
 
 STEP_TOKENS = 512
 """Tokens of a step where neither the configuration nor a calibration says."""
@@ -46,19 +45,16 @@ class NativeEngine:
         calibration = load_calibration(setting_of(model))
         self._runtime = calibration.runtime if calibration else None
         knee = calibration.knee if calibration else STEP_TOKENS
-        self._loaded: tuple[Model, Core] | None = (
+        core = Core(
             model,
-            Core(
-                model,
-                config.kv_cache_bytes,
-                config.prefix_cache_bytes,
-                config.step_tokens or knee,
-                config.step_rows,
-            ),
+            config.kv_cache_bytes,
+            config.prefix_cache_bytes,
+            config.step_tokens or knee,
+            config.step_rows,
         )
+        self._loaded: tuple[Model, Core, Admission] | None = (model, core, Admission(model, core))
         self._name = model.name
         self._context_length = model.context_length
-        self._running: Running[Job] = Running()
         self._closing = threading.Lock()
 
     @classmethod
@@ -86,9 +82,70 @@ class NativeEngine:
         chat = self._model().tokenizer.chat_template
         return NativeConfig.provides - (set() if chat else {Capability.CHAT})
 
-    def salt_of(self, request: Request) -> bytes:
-        """Root of the prefix hashes of a request: only what has the same shares blocks with it."""
-        return salt(self._name, tenant=request.tenant)
+    def attach(self, name: str, source: Adapter | str | Path) -> Adapter:
+        """Make a LoRA, in memory or in a PEFT folder, known to requests as `name`."""
+        return self._admission().adapters.attach(name, source)
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter; AdapterInUse while requests in flight use it."""
+        self._admission().adapters.detach(name)
+        core = self._core()
+        core.call(core.runner.forget_adapters)
+
+    def export_cache(self, request: Request) -> bytes:
+        """Read the prompt of a request and return its key/value entries, as safetensors.
+
+        With `request.kv` they are those the policy kept, for `Request.past`; without, they are
+        whole, for `import_cache` of an engine of the same model and type.
+        """
+        found: queue.SimpleQueue[bytes | FinishReason | Exception] = queue.SimpleQueue()
+        core = self._core()
+        with self._admission().admit([request]) as (job,):
+            row = self._admission().rows(job)[0]
+            read = Reading(
+                job, row, lambda row: found.put(core.runner.snapshot(row).to_bytes()), found.put
+            )
+            release_workers()
+            core.add([read])
+            try:
+                result = found.get()
+            except BaseException:
+                job.cancelled.set()
+                raise
+        if isinstance(result, Exception):
+            raise result
+        if isinstance(result, FinishReason):
+            raise InferenceError(f"exporting {request.id!r} ended early: {result.value}")
+        return result
+
+    def import_cache(self, data: bytes, *, adapters: Sequence[str] = (), tenant: str = "") -> int:
+        """Keep whole entries that `export_cache` returned as a prefix of later requests.
+
+        They serve requests of the same `tenant` with the same `adapters`. Returns how many tokens
+        are found again: whole blocks of 16, as many as `prefix_cache_bytes` holds.
+        """
+        model, core, desk = self._open()
+        snapshot = Snapshot.from_bytes(data)
+        held = tuple(desk.adapters.get(name) for name in adapters) if adapters else ()
+        wrong = {
+            "were computed by another model, or with another dtype": (
+                snapshot.model != model.fingerprint
+            ),
+            "were computed with other adapters": (
+                snapshot.adapters != tuple(one.digest for one in held)
+            ),
+            f"were shrunk by {snapshot.policy}; give them to a request as its past": (
+                snapshot.shrunken
+            ),
+            "lack layers of the model": any(
+                f"keys.{layer}" not in snapshot.tensors for layer in core.runner.store.keys
+            )
+            and not snapshot.shrunken,
+        }
+        for problem, found in wrong.items():
+            if found:
+                raise InferenceInputError(f"these key/value entries {problem}")
+        return core.load(snapshot, desk.root(held, tenant))
 
     def forget_prefixes(self) -> None:
         """Drop the key/value entries kept between requests."""
@@ -109,7 +166,7 @@ class NativeEngine:
                 finished.put(item)
 
         outputs: dict[str, Output] = {}
-        with self._admitted(requests) as jobs:
+        with self._admission().admit(requests) as jobs:
             self._start(jobs, emit)
             try:
                 while len(outputs) < len(jobs):
@@ -127,7 +184,7 @@ class NativeEngine:
         """Chunks as they are produced; closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
         if request.grammar is not None:  # compiled here, so that the loop does not wait for it
-            await asyncio.to_thread(self._compile, request.grammar)
+            await asyncio.to_thread(self._admission().compile, request.grammar)
         arrived: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         ended = threading.Event()
 
@@ -137,7 +194,7 @@ class NativeEngine:
             if isinstance(item, Exception) or item.output is not None:
                 ended.set()
 
-        with self._admitted([request]) as jobs:
+        with self._admission().admit([request]) as jobs:
             self._start(jobs, emit)
             try:
                 while True:
@@ -159,11 +216,12 @@ class NativeEngine:
         ids = continuation_ids(self._model(), request, continuations)
         if not ids:
             return []
-        core, root = self._core(), self.salt_of(request)
+        core = self._core()
         found: queue.SimpleQueue[tuple[int, Score | FinishReason | Exception]] = queue.SimpleQueue()
-        with self._admitted([request]) as (job,):
+        with self._admission().admit([request]) as (job,):
+            reading = self._admission().rows(job)[0]
             tasks = [
-                Scoring(job, piece, root, lambda result, at=at: found.put((at, result)))  # type: ignore[misc]
+                Scoring(job, piece, reading, lambda result, at=at: found.put((at, result)))  # type: ignore[misc]
                 for at, piece in enumerate(ids)
             ]
 
@@ -172,7 +230,7 @@ class NativeEngine:
                 core.fork(prompt, tasks, len(job.prompt) - 1)
 
             release_workers()
-            core.add([Reading(job, root, split, lambda why: found.put((-1, why)))])
+            core.add([Reading(job, reading, split, lambda why: found.put((-1, why)))])
             scores: dict[int, Score] = {}
             try:
                 while len(scores) < len(ids):
@@ -195,7 +253,8 @@ class NativeEngine:
 
     def abort(self, request_id: str) -> bool:
         """Stop a running request at its next step; False if it is not running."""
-        job = self._running.find(request_id)
+        loaded = self._loaded
+        job = loaded[2].running.find(request_id) if loaded is not None else None
         if job is None:
             return False
         job.cancelled.set()
@@ -208,7 +267,7 @@ class NativeEngine:
         if loaded is not None:
             loaded[1].close()
 
-    def _open(self) -> tuple[Model, Core]:
+    def _open(self) -> tuple[Model, Core, Admission]:
         loaded = self._loaded
         if loaded is None:
             raise InferenceError(f"the engine of model {self._name!r} is closed; open it again")
@@ -220,38 +279,15 @@ class NativeEngine:
     def _core(self) -> Core:
         return self._open()[1]
 
+    def _admission(self) -> Admission:
+        return self._open()[2]
+
     def _start(self, jobs: Sequence[Job], emit: Callable[[Chunk | Exception], object]) -> None:
         """Hand the jobs to the step loop together."""
-        model, core = self._open()
+        model, core, desk = self._open()
         release_workers()  # the step thread computes from here on
         size = core.runner.store.token_bytes
-        core.add(
-            [
-                Answer(model, job, emit, size, self.salt_of(job.request), self._runtime)
-                for job in jobs
-            ]
-        )
-
-    def _compile(self, grammar: Grammar) -> None:
-        self._grammars.compile(grammar)
-
-    @cached_property
-    def _grammars(self) -> Compiler:
-        from inference.grammar.compiler import Compiler  # loads xgrammar where it is needed
-
-        model = self._model()
-        return Compiler(model.tokenizer, model.width, model.stop_ids)
-
-    @contextmanager
-    def _admitted(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
-        """Jobs for all requests, checked and registered together, or none."""
-        model = self._model()
-        jobs = [Job(request, *fit(model, request, encode(model, request))) for request in requests]
-        for job in jobs:
-            if job.request.grammar is not None:
-                job.matcher = self._grammars.matcher(job.request.grammar)
-        with self._running.admit(jobs):
-            yield jobs
+        core.add([Answer(model, job, desk.rows(job), emit, size, self._runtime) for job in jobs])
 
 
 def _output(item: Chunk | Exception) -> Output:

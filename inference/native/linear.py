@@ -47,4 +47,4 @@ def packs(weight: torch.Tensor) -> bool:
         return False
     if weight.dtype == torch.bfloat16:
         return bool(operators._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    return bool(weight.dtype == torch.float32)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -14,10 +16,13 @@ from inference.native.model import Model
 from inference.native.runner import Result, Runner
 from inference.native.scheduler import Scheduler
 from inference.native.sequence import Sequence as Row
+from inference.native.snapshot import Snapshot
 from inference.native.task import Drafts, Task
 from inference.native.threads import release_workers
 from inference.requests import FinishReason
 from inference.taps import Tapped
+
+T = TypeVar("T")
 
 IDLE_SECONDS = 2.0
 """How long the thread stays without work; the next work starts another."""
@@ -42,7 +47,7 @@ class Core:
         self.scheduler = Scheduler(self.blocks, budget, rows)
         self._tasks: dict[Row, Task] = {}
         self._inbox: list[Task] = []
-        self._forget = False
+        self._errands: list[Callable[[], object]] = []
         self._closed = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -65,12 +70,48 @@ class Core:
             self._tasks[row] = task
             self.scheduler.fork(parent, row, cached)
 
-    def forget(self) -> None:
-        """Drop every kept prefix, before the next step if one is running."""
+    def call(self, act: Callable[[], T]) -> T:
+        """Run `act` between two steps, in the step thread or, if there is none, here and now."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(act())
+            except BaseException as error:
+                done.set_exception(error)
+
         with self._changed:
-            self._forget = True
+            if self._closed:
+                raise InferenceError("the engine is closed; open it again")
             if self._thread is None:
-                self._tidy()
+                run()
+            else:
+                self._errands.append(run)
+                self._changed.notify()
+        return done.result()
+
+    def forget(self) -> None:
+        """Drop every kept prefix."""
+        self.call(self.blocks.clear)
+
+    def load(self, snapshot: Snapshot, salt: bytes) -> int:
+        """Make the entries of a whole snapshot findable; how many of its tokens are."""
+        return self.call(partial(self._load, snapshot, salt))
+
+    def _load(self, snapshot: Snapshot, salt: bytes) -> int:
+        row = Row(list(snapshot.token_ids), len(snapshot.token_ids), salt)
+        if not self.blocks.grow(row, len(row.ids)):
+            raise InferenceError(
+                f"there is no room for {len(row.ids)} tokens of key/value entries now; "
+                "raise kv_cache_bytes, or try again when fewer requests run"
+            )
+        self.runner.load(row, snapshot)
+        self.blocks.publish(row)
+        self.blocks.release(row)
+        self.blocks.match(row)
+        found = row.cached
+        self.blocks.release(row)
+        return found
 
     def close(self) -> None:
         """End all work as aborted and wait for the thread."""
@@ -95,24 +136,21 @@ class Core:
     def _collect(self) -> bool:
         """Take in new work, waiting for it if there is none; False ends the thread."""
         with self._changed:
-            if not (self._inbox or self._tasks or self._closed):
+            if not (self._inbox or self._tasks or self._errands or self._closed):
                 release_workers()  # whoever takes over, perhaps another engine, gets the cores
                 self._changed.wait(IDLE_SECONDS)
-            self._tidy()
+            errands, self._errands = self._errands, []
+            for errand in errands:
+                errand()
             for task in self._inbox:
                 for row in task.rows:
                     self._tasks[row] = task
                     self.scheduler.add(row)
             self._inbox = []
-            if self._tasks:
-                return True
+            if self._tasks or errands:
+                return True  # another errand may follow the first
             self._thread = None
             return False
-
-    def _tidy(self) -> None:
-        if self._forget:
-            self.blocks.clear()
-            self._forget = False
 
     def _interrupt(self) -> None:
         """End what was aborted or ran out of time; its blocks are free for this step."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,6 +35,10 @@ class Network(Protocol):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights, tied ones once."""
+        ...
+
+    def vectors(self) -> Iterator[torch.Tensor]:
+        """Weights of one dimension: norms and biases."""
         ...
 
     def forward(self, step: Step) -> torch.Tensor | None:
@@ -94,6 +101,14 @@ class Model:
     def lean(self) -> Lean | None:
         """Our own forward pass, to which methods attach; None where transformers' runs."""
         return self.network if isinstance(self.network, Lean) else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the weights' vectors and of their type: tells models of one shape apart."""
+        state = hashlib.sha256(str(self.network.dtype).encode())
+        for vector in self.network.vectors():
+            state.update(vector.detach().float().cpu().numpy().tobytes())
+        return state.hexdigest()
 
     def forward(self, step: Step) -> torch.Tensor | None:
         """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""

@@ -13,6 +13,7 @@ from inference.native.blocks import BlockManager
 from inference.native.model import Model
 from inference.native.plain import Plain
 from inference.native.sequence import Sequence as Row
+from inference.native.snapshot import Snapshot
 from inference.native.step import Step, View, lora
 from inference.native.store import Store
 from inference.native.taps import Recorder
@@ -43,9 +44,7 @@ class Runner:
         """Use the block size of `blocks` from now on."""
         self._size = blocks.size
 
-    def step(
-        self, picked: Sequence[Row], copies: Sequence[tuple[int, int]] = ()
-    ) -> list[Result]:
+    def step(self, picked: Sequence[Row], copies: Sequence[tuple[int, int]] = ()) -> list[Result]:
         """Compute the scheduled tokens; one result per sequence, in their order.
 
         `copies` are pairs of blocks (from, to) to copy first. Logits are float32. Rows of a draft
@@ -85,6 +84,25 @@ class Runner:
                 )
         row.cached = start + len(path)
         row.draft = None
+
+    def snapshot(self, row: Row) -> Snapshot:
+        """Copy the entries a row holds."""
+        name = self._model.fingerprint
+        if row.cache is not None:
+            return Snapshot.of_cache(name, row, row.cache)
+        return Snapshot.of_store(name, row, self.store, _runs(row, self._size, row.cached))
+
+    def load(self, row: Row, snapshot: Snapshot) -> None:
+        """Write a whole snapshot into the blocks of a row, which then counts as cached."""
+        tokens = len(snapshot.token_ids)
+        slots = torch.tensor([self._slot(row, at) for at in range(tokens)])
+        self.store.reserve((max(row.blocks) + 1) * self._size)
+        device = self._model.device
+        with torch.inference_mode():
+            for layer in self.store.keys:
+                keys, values = (snapshot.tensors[f"{n}.{layer}"] for n in ("keys", "values"))
+                self.store.write(layer, slots.to(device), keys.to(device), values.to(device))
+        row.cached = tokens
 
     def forget_adapters(self) -> None:
         """Free what was stacked for adapters."""
@@ -154,9 +172,7 @@ class Runner:
             self._model.network.check(len(self.store.keys), layers)
 
 
-def _tokens(
-    seq: Row, device: torch.device
-) -> tuple[list[int], Sequence[int], torch.Tensor | None]:
+def _tokens(seq: Row, device: torch.device) -> tuple[list[int], Sequence[int], torch.Tensor | None]:
     """Ids and positions of a sequence's rows, and what they see of each other if it is a tree."""
     start, end = seq.cached, seq.cached + seq.scheduled
     draft = seq.draft

@@ -87,18 +87,24 @@ def keep_min_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     return logits.masked_fill(ratio < p, -torch.inf)
 
 
-def distribution(
-    logits: torch.Tensor, params: SamplingParams, seen: Sequence[int] = ()
-) -> torch.Tensor:
-    """Float64 probabilities [vocabulary] the next token is drawn from; temperature must be > 0.
+def process(logits: torch.Tensor, params: SamplingParams, seen: Sequence[int] = ()) -> torch.Tensor:
+    """Logits [vocabulary] after penalty, temperature and filters; greedy applies the penalty only.
 
     Order: repetition penalty, temperature, top-k, top-p, min-p.
     """
     logits = penalize_repetition(logits.float(), seen, params.repetition_penalty)
+    if params.temperature == 0.0:
+        return logits
     # Shifted first: a tiny temperature then gives -inf for the losers, never inf - inf.
     logits = (logits - logits.max()).double() / params.temperature
-    logits = keep_min_p(keep_top_p(keep_top_k(logits, params.top_k), params.top_p), params.min_p)
-    return torch.softmax(logits, dim=0)
+    return keep_min_p(keep_top_p(keep_top_k(logits, params.top_k), params.top_p), params.min_p)
+
+
+def distribution(
+    logits: torch.Tensor, params: SamplingParams, seen: Sequence[int] = ()
+) -> torch.Tensor:
+    """Float64 probabilities [vocabulary] the next token is drawn from; temperature must be > 0."""
+    return torch.softmax(process(logits, params, seen), dim=0)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -127,6 +133,5 @@ def choose(
     """
     require_sound(logits)
     if params.temperature == 0.0:
-        penalized = penalize_repetition(logits.float(), seen, params.repetition_penalty)
-        return int(penalized.argmax())
+        return int(process(logits, params, seen).argmax())
     return draw(distribution(logits, params, seen), uniform(seed, position))

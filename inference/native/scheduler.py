@@ -133,7 +133,7 @@ class Scheduler:
         """Start a waiting sequence, and its group, if blocks for all of their tokens are free."""
         rows = [one for one in seq.group or (seq,) if one.status is Status.WAITING]
         while True:
-            matched = [one for one in rows if not one.blocks]
+            matched = [one for one in rows if one.cache is None and not one.blocks]
             for one in matched:
                 self.blocks.match(one)
             if all(self._take(one) for one in rows):

@@ -19,13 +19,13 @@ class Reading:
     def __init__(
         self,
         job: Job,
-        salt: bytes,
+        row: Row,
         done: Callable[[Row], object],
         failed: Callable[[FinishReason | Exception], object],
     ) -> None:
         self.job = job
-        self.sequence = Row(list(job.prompt), salt=salt)
-        self.rows = (self.sequence,)
+        self.sequence = row
+        self.rows: Sequence[Row] = (row,)
         self._done = done
         self._failed = failed
 
@@ -57,7 +57,7 @@ class Scoring:
         self,
         job: Job,
         continuation: Sequence[int],
-        salt: bytes,
+        prompt: Row,
         done: Callable[[Score | FinishReason | Exception], object],
     ) -> None:
         self.job = job
@@ -65,8 +65,15 @@ class Scoring:
         self._continuation = tuple(continuation)
         # The last token is never read: nothing after it is asked for.
         ids = [*job.prompt, *continuation[:-1]]
-        self.sequence = Row(ids, len(ids), salt, wanted=self._first)
-        self.rows = (self.sequence,)
+        self.sequence = Row(
+            ids,
+            len(ids),
+            prompt.salt,
+            prompt=len(job.prompt),
+            wanted=self._first,
+            adapters=prompt.adapters,
+        )
+        self.rows: Sequence[Row] = (self.sequence,)
         self._logprobs: list[float] = []
         self._done = done
 

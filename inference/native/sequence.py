@@ -59,11 +59,12 @@ class Sequence:
     """Prompt and completion of one row; `blocks` hold the first `cached` of its `ids`.
 
     `wanted` is the first position whose logits are needed; None means the last one only, from
-    which the next token is drawn. The first `prompt` of its ids were given. `expected` is a guess of its final length, for placing blocks.
-    A `draft` is computed along with the last token, and every row of it yields logits. A sequence
-    with a `cache` of its own holds no blocks; it keeps `reserve` of them free instead, reads its
-    prompt in pieces that end at multiples of `chunk`, and is never preempted. `group` are rows
-    that come and go together, this one among them, or nothing.
+    which the next token is drawn. The first `prompt` of its ids were given. `expected` is a guess
+    of its final length, for placing blocks. A `draft` is computed along with the last token, and
+    every row of it yields logits. A sequence with a `cache` of its own holds no blocks; it keeps
+    `reserve` of them free instead, reads its prompt in pieces that end at multiples of `chunk`,
+    and is never preempted. `group` are rows that come and go together, this one among them, or
+    nothing.
     """
 
     ids: list[int]

@@ -16,17 +16,23 @@ from inference.requests import FinishReason, Request
 from inference.taps import Tapped
 
 if TYPE_CHECKING:
+    from inference.adapters.lora import Adapter
     from inference.grammar.matcher import Matcher
 
 
 @dataclass(slots=True)
 class Job:
-    """A checked request with its prompt ids; `created` is on the monotonic clock."""
+    """A checked request with its prompt ids; `created` is on the monotonic clock.
+
+    `contexts` are ids and adapters of its guiding contexts.
+    """
 
     request: Request
     prompt: list[int]
     truncated: int = 0
     matcher: Matcher | None = None
+    adapters: tuple[Adapter, ...] = ()
+    contexts: Sequence[tuple[Sequence[int], tuple[Adapter, ...]]] = ()
     created: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
     seed: int = field(init=False)

@@ -210,7 +210,7 @@ def test_closing_ends_what_runs(tmp_path: Path) -> None:
     outputs: list[Output] = []
     worker = threading.Thread(target=lambda: outputs.extend(engine.generate([request])))
     worker.start()
-    while "r" not in engine._running or not engine._core().scheduler.running:
+    while "r" not in engine._admission().running or not engine._core().scheduler.running:
         pass
     engine.close()
     worker.join(60)

@@ -1,0 +1,115 @@
+"""The way in: requests are checked, and get what they need, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from inference.adapters.registry import Adapters
+from inference.adapters.shape import Shape
+from inference.errors import Unsupported
+from inference.grammar import Grammar
+from inference.native.answer import room
+from inference.native.blocks import salt
+from inference.native.loop import Core
+from inference.native.model import Model
+from inference.native.prompts import encode, fit
+from inference.native.rows import check, rows_of
+from inference.native.sequence import Sequence as Row
+from inference.native.task import Job
+from inference.requests import Request
+from inference.running import Running
+
+if TYPE_CHECKING:
+    from inference.adapters.lora import Adapter
+    from inference.grammar.compiler import Compiler
+
+
+class Admission:
+    """Turns requests into jobs, and jobs into the sequences the step loop works on."""
+
+    def __init__(self, model: Model, core: Core) -> None:
+        self.running: Running[Job] = Running()
+        self._model = model
+        self._core = core
+
+    @contextmanager
+    def admit(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
+        """Jobs for all requests, checked and registered together, or none."""
+        model = self._model
+        jobs = []
+        for request in requests:
+            check(model, request)
+            job = Job(request, *fit(model, request, encode(model, request)))
+            if request.grammar is not None:
+                job.matcher = self._grammars.matcher(request.grammar)
+            jobs.append(job)
+        with self.running.admit(jobs):
+            try:
+                for job in jobs:
+                    self._equip(job)
+                yield jobs
+            finally:
+                if "adapters" in self.__dict__:
+                    for job in jobs:
+                        self.adapters.release(job.request.id)
+
+    def rows(self, job: Job) -> tuple[Row, ...]:
+        """The sequences of a job: its own, then those of its guiding contexts."""
+        tenant = job.request.tenant
+        return rows_of(
+            self._model,
+            self._core,
+            job,
+            room(self._model, job),
+            lambda adapters: self.root(adapters, tenant),
+        )
+
+    def root(self, adapters: Sequence[Adapter], tenant: str) -> bytes:
+        """Root of prefix hashes: only what has the same shares blocks."""
+        return salt(self._model.name, "+".join(sorted(one.digest for one in adapters)), tenant)
+
+    def compile(self, grammar: Grammar) -> None:
+        """Compile a grammar now, so that admitting it later is quick."""
+        self._grammars.compile(grammar)
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """What is attached; Unsupported where the model's forward pass takes no adapters."""
+        model = self._model
+        if model.lean is None:
+            raise Unsupported(
+                f"model {model.name!r} of type {model.config.model_type!r} takes no adapters; "
+                "choose a model of the Llama, Qwen2, Qwen3, Mistral or SmolLM family"
+            )
+        return Adapters(Shape.of_config(model.config, model.network.dtype, model.device))
+
+    @cached_property
+    def _grammars(self) -> Compiler:
+        from inference.grammar.compiler import Compiler  # loads xgrammar where it is needed
+
+        return Compiler(self._model.tokenizer, self._model.width, self._model.stop_ids)
+
+    def _equip(self, job: Job) -> None:
+        """Give a job its adapters and the prompts of its guiding contexts."""
+        request = job.request
+        contexts = request.guidance.contexts if request.guidance is not None else ()
+        names = dict.fromkeys([*request.adapters, *(n for c in contexts for n in c.adapters)])
+        if names:
+            found = self.adapters.acquire(request.id, tuple(names))
+            held = dict(zip(names, found, strict=True))
+            job.adapters = tuple(held[name] for name in request.adapters)
+        prompts = []
+        for context in contexts:
+            beginning = Request(
+                context.prompt,
+                context.messages,
+                context.token_ids,
+                request.sampling,
+                f"{request.id}, a guiding context",
+            )
+            ids, _ = fit(self._model, beginning, encode(self._model, beginning))
+            prompts.append((ids, tuple(held[name] for name in context.adapters)))
+        job.contexts = prompts
