@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference import InferenceInputError, Request, SamplingParams
@@ -69,6 +69,7 @@ def test_every_parameter_is_tried_here() -> None:
     assert set(BAD) == {field.name for field in fields(SamplingParams)}
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(BAD)), st.data())
 def test_what_cannot_be_is_refused_naming_value_and_remedy(name: str, data: st.DataObject) -> None:
     values, rule = BAD[name]
@@ -81,6 +82,7 @@ def test_what_cannot_be_is_refused_naming_value_and_remedy(name: str, data: st.D
     assert caught.value.code == "bad_input"
 
 
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
@@ -107,6 +109,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         SamplingParams(max_tokens=np.float64(3.0))  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(NO_NUMBER | st.floats(max_value=0) | st.just(math.nan))
 def test_a_deadline_that_cannot_be_is_refused(seconds: Any) -> None:
     with pytest.raises(InferenceInputError, match=r"seconds=.*; give a number above 0") as caught:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from inference import SamplingParams
@@ -138,6 +138,7 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 
 
+@settings(deadline=None)
 @given(
     st.lists(FINITE | st.just(-math.inf), min_size=1, max_size=30),
     st.builds(
