@@ -71,7 +71,9 @@ class SamplingParams:
                 continue
             if not _is(kind, value):
                 raise _refused(name, value, f"{_SPELT[kind]}, {rule}")
-            if not low <= value <= high:
+            # numpy would compare in the narrow type of its own scalars
+            number = value if isinstance(value, int | float) else float(value)
+            if not low <= number <= high:
                 raise _refused(name, value, rule)
         if not isinstance(self.stop, tuple | list) or not all(
             isinstance(text, str) and text for text in self.stop

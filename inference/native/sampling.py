@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inference.errors import BrokenLogits
 from inference.requests import SamplingParams
@@ -115,13 +116,18 @@ def uniform(seed: int, position: int) -> float:
 
 def draw(probabilities: torch.Tensor, number: float) -> int:
     """Inverse of the cumulative distribution (in id order) at `number` in [0, 1)."""
+    return int(draw_all(probabilities, np.array([number]))[0])
+
+
+def draw_all(probabilities: torch.Tensor, numbers: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The token id for each of `numbers` [draws], as `draw` gives it."""
     cumulative = np.cumsum(probabilities.double().cpu().numpy())
+    total = cumulative[-1]
     # The first index above the target has positive mass; a target that rounded up to the
     # total belongs to the last token with mass, which is where the total is first reached.
-    target = number * cumulative[-1]
-    if target >= cumulative[-1]:
-        return int(np.searchsorted(cumulative, cumulative[-1], side="left"))
-    return int(np.searchsorted(cumulative, target, side="right"))
+    last = np.searchsorted(cumulative, total, side="left")
+    found: NDArray[np.intp] = np.searchsorted(cumulative, numbers * total, side="right")
+    return found.clip(max=last)
 
 
 def choose(

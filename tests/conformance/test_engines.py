@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -128,6 +129,16 @@ def test_scores_are_log_probabilities(engine: Engine) -> None:
     scores = engine.score(_request(), [" jumps", " runs north"])
     assert all(logprob <= 0 for score in scores for logprob in score.logprobs)
     assert all(len(score.token_ids) == len(score.logprobs) for score in scores)
+
+
+def test_each_token_has_a_log_probability(engine: Engine) -> None:
+    if Capability.LOGPROBS not in engine.capabilities:
+        pytest.skip("this engine gives no log-probabilities of tokens")
+    (output,) = engine.generate([replace(_request(), logprobs=2)])
+    assert len(output.logprobs) == output.usage.completion_tokens
+    for entry in output.logprobs:
+        assert entry.logprob <= 0 and len(entry.top) == 2
+        assert entry.top[0][1] >= entry.top[1][1] and entry.top[0] == (entry.text, entry.logprob)
 
 
 def test_aborting_what_does_not_run_says_so(engine: Engine) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference import InferenceError, InferenceInputError, Request, SamplingParams
@@ -75,6 +75,7 @@ def test_the_knee_of_a_known_curve(fixed: float, knee: int) -> None:
     assert calibrated(fixed=fixed or 1e-9).knee == knee
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 10), min_size=7, max_size=7), st.floats(0.05, 1))
 def test_the_knee_is_the_first_that_is_fast_enough(seconds: list[float], share: float) -> None:
     curve = dict(zip(FORWARDS, seconds, strict=True))

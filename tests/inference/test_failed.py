@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +27,9 @@ from inference.native.answer import Answer
 from inference.native.engine import NativeEngine
 from inference.native.sampling import choose, require_sound
 from inference.native.task import Job
+from tests.inference.conftest import open_engine
 from tests.inference.grammars import matcher
-from tests.inference.tiny import POISON
+from tests.inference.tiny import POISON, checkpoint
 
 Tiny = Callable[..., NativeEngine]
 BAD = Request(token_ids=[5, POISON, 9], id="bad")
@@ -63,6 +66,25 @@ def test_a_grammar_does_not_hide_a_broken_row(tiny: Tiny) -> None:
     request = Request(token_ids=BAD.token_ids, grammar=Grammar.regex("a+"))
     (output,) = tiny(poison=math.nan, endless=True).generate([request])
     assert output.notes["error"]["code"] == "broken_logits"
+
+
+def test_a_grammar_that_leads_nowhere_fails_its_request_only(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", endless=True)
+    file = folder / "tokenizer.json"
+    words = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = words["model"]["vocab"]
+    vocabulary["\u0100" * 3] = vocabulary.pop("Q")  # this model can write anything but a Q
+    file.write_text(json.dumps(words), encoding="utf-8")
+    engine = open_engine(folder)
+    wanted = engine.generate(good())
+    stuck = Request(prompt="fox", id="stuck", grammar=Grammar.regex("abaQ+"))
+    failed, *others = engine.generate([stuck, *good()])
+    engine.close()
+    assert (failed.finish_reason, failed.text) == (FinishReason.FAILED, "aba")
+    assert failed.notes["error"]["code"] == "grammar_dead_end"
+    assert "allows nothing after" in failed.notes["error"]["message"]
+    assert failed.notes["grammar"] == {"kind": "regex", "complete": False}
+    assert [o.token_ids for o in others] == [o.token_ids for o in wanted]
 
 
 def test_a_stream_ends_with_the_failed_output(tiny: Tiny) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from inference import Grammar, InferenceError, InferenceInputError, SamplingParams
 from inference.errors import GrammarDeadEnd, GrammarInputError
 from inference.native.sampling import choose, distribution
+from tests.inference.chance import chi_square, counts
 from tests.inference.grammars import (
     PADDING,
     SCHEMAS,
@@ -27,6 +28,7 @@ from tests.inference.grammars import (
     matcher,
     walk,
 )
+from tests.inference.test_sampling import expected
 
 LIST = Grammar.regex("a(,[ab]+)*")
 GRAMMARS = [
@@ -175,27 +177,36 @@ def test_tree_masks_equal_fresh_matchers_along_each_path(
         assert finite == (allowed(masks.words[node]) if alive else set(range(compiler().width)))
 
 
-def test_sampling_under_a_mask_follows_the_renormalised_distribution() -> None:
-    reader = _replay(LIST, WORDS.encode("a,a"))
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.7),
+        SamplingParams(temperature=1.0, top_k=4),
+        SamplingParams(temperature=1.0, top_p=0.8),
+        SamplingParams(temperature=2.0, min_p=0.1),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("read", ["a", "a,a"])
+def test_sampling_under_a_mask_follows_the_renormalised_distribution(
+    read: str, params: SamplingParams
+) -> None:
+    reader = _replay(LIST, WORDS.encode(read))
     torch.manual_seed(0)
     logits = torch.randn(compiler().width) * 2
-    params = SamplingParams(temperature=0.7)
     masked = reader.mask(logits)
     keep = sorted(allowed(reader.fill()))
-    exact = torch.softmax(logits[keep].double() / 0.7, dim=0).numpy()
-    assert 4 <= len(keep) < 20
-    assert np.allclose(distribution(masked, params)[keep].numpy(), exact, atol=1e-9)
-    draws = 20_000
-    counts = dict.fromkeys(keep, 0)
-    for seed in range(draws):
-        counts[choose(masked, params, seed, 5, [])] += 1  # KeyError: a forbidden token
-    found = np.array([counts[token] for token in keep])
-    squared = float(((found - draws * exact) ** 2 / (draws * exact)).sum())
-    degrees = len(keep) - 1
-    # Wilson and Hilferty's bound of the chi-square distribution at 4.3 sigma, about 1 in 100,000.
-    bound = degrees * (1 - 2 / (9 * degrees) + 4.3 * (2 / (9 * degrees)) ** 0.5) ** 3
-    assert squared < bound
-    assert choose(masked, SamplingParams(), 0, 5, []) == keep[int(exact.argmax())]
+    exact = np.zeros(compiler().width)
+    # The allowed tokens alone, as if the vocabulary held no others.
+    exact[keep] = expected(logits[keep].double().numpy(), params)
+    found = counts(distribution(masked, params))
+    if (exact > 0).sum() > 1:
+        statistic, bound = chi_square(found, exact)
+        assert statistic < bound
+        unmasked = expected(logits.double().numpy(), params)
+        with pytest.raises(AssertionError, match="no probability"):
+            chi_square(counts(torch.tensor(unmasked)), exact)
+    assert choose(masked, SamplingParams(), 0, 5, []) == keep[int(logits[keep].argmax())]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference import InferenceInputError
@@ -47,6 +47,7 @@ def test_between_profiled_lengths_is_a_straight_line_and_beyond_them_a_share() -
     assert model.seconds(10, 0) == model.seconds(10, 1) == pytest.approx(1.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 5), min_size=3, max_size=9), st.floats(0.001, 1))
 def test_the_held_out_half_is_judged_by_its_own_measurements(firsts: list[float], g: float) -> None:
     lengths = [2**n for n in range(len(firsts))]

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from inference import SamplingParams
-from inference.native.sampling import choose, distribution, draw, uniform
+from inference.native.sampling import choose, distribution, draw, draw_all, uniform
+from tests.inference.chance import chi_square, counts, numbers
 
 LOGITS = np.random.default_rng(7).normal(0, 2, 24)
 
@@ -56,29 +57,34 @@ def expected(logits: np.ndarray, params: SamplingParams, seen: tuple[int, ...] =
     return out
 
 
-def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
-    """The statistic over tokens with mass, and a bound it passes once in a million times."""
-    live = probabilities > 0
-    want = probabilities[live] * counts.sum()
-    df = int(live.sum()) - 1
-    # Wilson and Hilferty's normal approximation of the chi-square quantile at 4.75 sigma.
-    bound = df * (1 - 2 / (9 * df) + 4.75 * math.sqrt(2 / (9 * df))) ** 3
-    return float(((counts[live] - want) ** 2 / want).sum()), bound
-
-
 @pytest.mark.parametrize("params", SETTINGS, ids=repr)
 def test_draws_follow_the_exact_probabilities(params: SamplingParams) -> None:
     seen = (0, 3, 5, 11)
-    wanted = expected(LOGITS, params, seen)
-    logits = torch.tensor(LOGITS, dtype=torch.float32)
-    n = 6000
-    tokens = [choose(logits, params, 17, position, seen) for position in range(n)]
-    counts = np.bincount(tokens, minlength=len(LOGITS))
-    assert counts[wanted == 0].sum() == 0
-    statistic, bound = chi_square(counts, wanted)
+    found = counts(distribution(torch.tensor(LOGITS, dtype=torch.float32), params, seen))
+    statistic, bound = chi_square(found, expected(LOGITS, params, seen))
     assert statistic < bound
-    wrong, bound = chi_square(counts, expected(LOGITS * 1.3, params, seen))
+    wrong, bound = chi_square(found, expected(LOGITS * 1.05, params, seen))
     assert wrong > bound  # the test has the power to fail
+
+
+def test_choosing_is_drawing_at_the_number_of_seed_and_position() -> None:
+    logits = torch.tensor(LOGITS, dtype=torch.float32)
+    for params in SETTINGS:
+        mass = distribution(logits, params, (3,))
+        chosen = [choose(logits, params, seed, at, (3,)) for seed in (0, 17) for at in range(40)]
+        singly = [draw(mass, uniform(seed, at)) for seed in (0, 17) for at in range(40)]
+        at_once = draw_all(mass, np.array([uniform(s, at) for s in (0, 17) for at in range(40)]))
+        assert chosen == singly == at_once.tolist()
+
+
+def test_the_numbers_are_uniform_along_positions_and_across_seeds() -> None:
+    along, across = np.split(numbers(), 2)
+    for found in (along, across):
+        statistic, bound = chi_square(np.histogram(found, 100, (0, 1))[0], np.full(100, 0.01))
+        assert statistic < bound
+        pairs = np.histogram2d(found[::2], found[1::2], 10, ((0, 1), (0, 1)))[0].ravel()
+        statistic, bound = chi_square(pairs, np.full(100, 0.01))
+        assert statistic < bound, "neighbours are not independent"
 
 
 @given(
@@ -126,6 +132,39 @@ def test_draw_inverts_the_cumulative_sum(weights: list[float], number: float) ->
     assert weights[token] > 0
     assert math.fsum(weights[:token]) <= number * total + 1e-9
     assert number * total <= math.fsum(weights[: token + 1]) + 1e-9
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+POSITIVE = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(FINITE | st.just(-math.inf), min_size=1, max_size=30),
+    st.builds(
+        SamplingParams,
+        temperature=POSITIVE,
+        top_k=st.none() | st.integers(1, 40),
+        top_p=st.floats(0, 1, exclude_min=True),
+        min_p=st.floats(0, 1),
+        repetition_penalty=POSITIVE,
+    ),
+    st.lists(st.integers(0, 29), max_size=4),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_extreme_logits_give_finite_probabilities_that_sum_to_one(
+    raw: list[float], params: SamplingParams, seen: list[int], number: float
+) -> None:
+    assume(max(raw) > -math.inf)
+    logits = torch.tensor(raw, dtype=torch.float32)
+    before = [token for token in seen if token < len(raw)]
+    mass = distribution(logits, params, before)
+    assert mass.dtype == torch.float64 and bool(mass.isfinite().all())
+    assert float(mass.min()) >= 0 and float(mass.sum()) == pytest.approx(1, abs=1e-9)
+    assert not mass[logits.isneginf()].any(), "what is masked is never drawn"
+    assert mass[draw(mass, number)] > 0
+    greedy = choose(logits, replace(params, temperature=0.0), 0, 0, before)
+    assert raw[greedy] > -math.inf
 
 
 def test_draw_at_both_ends() -> None:
