@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,14 @@ class Adapter:
         write(self, Path(folder).expanduser())
 
 
+@contextmanager
+def lasting(grad: bool | None = None) -> Iterator[None]:
+    """Tensors made within can be used outside of inference mode; `grad` None keeps that mode."""
+    grad = torch.is_grad_enabled() if grad is None else grad
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
 def _build(
     name: str,
     tensors: Mapping[Site, tuple[torch.Tensor, torch.Tensor]],
@@ -113,9 +122,10 @@ def _build(
         raise AdapterInputError("an adapter has an empty name; give it one")
     if not tensors:
         raise AdapterInputError(f"adapter {name!r} has no tensors; give at least one pair A, B")
-    pairs = {
-        site: _pair(name, site, *tensors[site], scales[site], shape) for site in sorted(tensors)
-    }
+    with lasting():
+        pairs = {
+            site: _pair(name, site, *tensors[site], scales[site], shape) for site in sorted(tensors)
+        }
     return Adapter(name, shape, MappingProxyType(pairs))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from inference.adapters.lora import Adapter
+from inference.adapters.lora import Adapter, lasting
 from inference.adapters.shape import Shape
 from inference.errors import InferenceError, InferenceInputError
 from inference.training.examples import Example
@@ -77,7 +77,7 @@ class LoraTrainer:
         """
         example = Example.continuation(context, ids)
         devices = [self._shape.device] if self._shape.device.type == "cuda" else []
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        with lasting(grad=True), torch.random.fork_rng(devices):
             losses = tuple(self._step(example) for _ in range(self.steps))
         return Update(losses, self.adapter)
 
@@ -96,7 +96,8 @@ class LoraTrainer:
             else:
                 with self._model.disable_adapter():
                     total, terms = self._loss([example])
-        return float(total) / terms
+        mean: float = total.item() / terms
+        return mean
 
     def _step(self, example: Example) -> float:
         torch.manual_seed(self.seed + self._done)  # for dropout
@@ -105,7 +106,7 @@ class LoraTrainer:
         total, terms = self._loss([example])
         (total / terms).backward()
         self._model.eval()
-        loss = float(total) / terms
+        loss: float = total.item() / terms
         norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise InferenceError(
