@@ -153,14 +153,12 @@ def _pair(
                 f"{place}: {factor} has shape {list(tensor.shape)} and this model needs {sizes}; "
                 "the adapter belongs to another model, or its factors to different ranks"
             )
-    if not all(torch.is_floating_point(t) and torch.isfinite(t).all() for t in (a, b)):
+    # Scaled before it is rounded to the model's type; copied, so that nobody else can change it.
+    wide = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
+    factors = [factor.to(shape.device, wide, copy=True) for factor in (a, b)]
+    if not all(torch.isfinite(factor).all() for factor in factors):
         raise AdapterInputError(f"{place}: the factors hold values that are not finite numbers")
-    # Scaled before it is rounded to the model's type.
-    wide = b.to(shape.device, torch.promote_types(b.dtype, torch.float32))
-    pair = Pair(
-        a.to(shape.device, shape.dtype, copy=True),
-        (wide * scale).to(shape.dtype),
-    )
+    pair = Pair(factors[0].to(shape.dtype), (factors[1] * scale).to(shape.dtype))
     if not all(torch.isfinite(factor).all() for factor in pair):
         raise AdapterInputError(
             f"{place}: with scale {scale!r} the factors do not fit {shape.dtype}; "
