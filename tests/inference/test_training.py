@@ -225,6 +225,13 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
         train(line.module, line.examples, line.loss, plan, data="d", folder=tmp_path)
 
 
+def test_epochs_differ() -> None:
+    plan = Plan(steps=2, batch=12)
+    assert plan.chosen(0, 12) != plan.chosen(1, 12)
+    assert plan.chosen(0, 12) == replace(plan, steps=9).chosen(0, 12)
+    assert plan.chosen(0, 12) != replace(plan, seed=1).chosen(0, 12)
+
+
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_parts_of_a_batch_add_up_to_the_batch(base: Base, accumulate: int) -> None:
     """However unequal the lengths of the examples are."""
@@ -272,15 +279,14 @@ def test_every_epoch_sees_every_example_once(
         assert sorted(order[start : start + examples]) == list(range(examples))
 
 
-def test_the_gradient_is_clipped() -> None:
-    """Plain SGD would tell; AdamW's first step has the size of the rate, so look at the second."""
-    moved = []
-    for clip in (None, 1e-12):
-        line = Line()
-        plan = Plan(steps=1, lr=0.1, clip=clip, eps=1.0, schedule="constant")
-        train(line.module, line.examples, line.loss, plan, data="d")
-        moved.append(abs(line.module.weight.item() - 1.0))
-    assert moved[0] > 0.05 and 0 <= moved[1] < 1e-6
+@pytest.mark.parametrize(("clip", "norm"), [(None, 30.0), (2.0, 2.0)])
+def test_a_step_follows_the_mean_gradient_clipped(clip: float | None, norm: float) -> None:
+    """AdamW's first step is lr g / (|g| + eps); the mean of 2 (1 - 3) x^2 is -30."""
+    line = Line()
+    plan = Plan(steps=1, batch=2, accumulate=2, lr=0.1, clip=clip, eps=1.0, schedule="constant")
+    progress = train(line.module, line.examples, line.loss, plan, data="d")
+    assert line.module.weight.item() == pytest.approx(1 + 0.1 * norm / (norm + 1), rel=1e-5)
+    assert progress.losses == [pytest.approx(30.0)] and progress.terms == 4
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_its_step() -> None:
