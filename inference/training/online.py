@@ -34,7 +34,8 @@ class LoraTrainer:
     `network` is a transformers causal model with its own linear modules; what runs on it at the
     same time is not disturbed. One trainer serves one thread at a time. Defaults are the paper's
     code (scale 1, AdamW with eps 1e-7, gradient norm 1, 2 steps), but for the rank, which is 64
-    there for models of 7B, and for dropout, 0.05 there.
+    there for models of 7B, and for dropout, 0.05 there. Dropout draws from torch's own
+    generator: two trainers that use it are reproducible only if they take turns.
     """
 
     def __init__(

@@ -100,6 +100,15 @@ def test_sessions_do_not_mix(network: Any) -> None:
     assert together == alone
 
 
+def test_dropout_is_a_function_of_the_seed(network: Any) -> None:
+    def learned(**options: Any) -> str:
+        trainer = LoraTrainer(network, rank=2, lr=1e-3, **options)
+        torch.rand(3)  # what others draw does not matter
+        return [trainer.update(CHUNK).adapter.digest for _ in range(2)][-1]
+
+    assert learned(dropout=0.3) == learned(dropout=0.3) != learned()
+
+
 def test_updates_work_where_the_engine_infers(network: Any) -> None:
     with torch.inference_mode():
         trainer = LoraTrainer(network, lr=1e-2)
