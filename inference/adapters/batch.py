@@ -9,13 +9,12 @@ arXiv 2310.18547, in plain matrix products, so that it runs (and differentiates)
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from inference.adapters.lora import Adapter
+from inference.adapters.lora import Adapter, lasting
 
 Span = tuple[int, int, tuple[Adapter, ...]]
 """First row, row after the last, and what these rows carry."""
@@ -141,7 +140,7 @@ class LoraBatch:
             return _stacked(self._adapters, layer, parts)
         key = (layer, tuple(parts))
         if key not in self._stacks:
-            with _lasting():
+            with lasting():
                 self._stacks[key] = _stacked(self._adapters, layer, parts)
         return self._stacks[key]
 
@@ -183,14 +182,6 @@ def _block_diagonal(
 
 def _joined(tensors: list[torch.Tensor], dim: int) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
-
-
-@contextmanager
-def _lasting() -> Iterator[None]:
-    """Tensors made within can be used outside of inference mode too."""
-    grad = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
-        yield
 
 
 def _first_row(span: Span) -> int:

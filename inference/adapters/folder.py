@@ -29,20 +29,22 @@ PREFIX = "base_model.model."
 SECONDS = 2.0
 """How long the patterns of a configuration may take to match, all in all."""
 
-READ = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "bias",
-    "init_lora_weights",
+READ: dict[str, tuple[type, ...]] = {
+    "peft_type": (str,),
+    "r": (int,),
+    "lora_alpha": (int, float),
+    "use_rslora": (bool,),
+    "rank_pattern": (dict,),
+    "alpha_pattern": (dict,),
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "layers_to_transform": (int, list),
+    "layers_pattern": (str, list),
+    "bias": (str,),
+    "init_lora_weights": (bool, str),
 }
+"""Keys that are understood, and the types of their values; null stands for the default."""
+
 WITHOUT_EFFECT = {
     "task_type",
     "auto_mapping",
@@ -94,8 +96,10 @@ class Config:
     def rank(self, path: str) -> int:
         """Rank of the pair at `path`."""
         rank = self._patterned("rank_pattern", path, self.options.get("r", 8))
-        if not isinstance(rank, int) or rank < 1:
-            raise AdapterInputError(f"{self.place}: rank {rank!r} for {path} must be at least 1")
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise AdapterInputError(
+                f"{self.place}: rank {rank!r} for {path} must be a whole number of at least 1"
+            )
         return rank
 
     def scale(self, path: str) -> float:
@@ -224,9 +228,13 @@ def _config(folder: Path) -> Config:
         kind = options.get("peft_type") if isinstance(options, dict) else options
         raise AdapterInputError(f"{path}: peft_type {kind!r} is not implemented; only LORA is")
     for key, value in options.items():
-        if key not in READ | WITHOUT_EFFECT and value not in (None, False, [], {}, ""):
+        if key in READ:
+            if value is not None and not isinstance(value, READ[key]):
+                kinds = " or ".join(kind.__name__ for kind in READ[key])
+                raise AdapterInputError(f"{path}: {key}={value!r} must be of type {kinds}")
+        elif key not in WITHOUT_EFFECT and value not in (None, False, [], {}, ""):
             raise AdapterInputError(f"{path}: {key}={value!r} is not implemented; plain LoRA is")
-    if options.get("bias", "none") != "none":
+    if options.get("bias") not in (None, "none"):
         raise AdapterInputError(f"{path}: bias={options['bias']!r} is not implemented; use 'none'")
     start = options.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:
@@ -235,11 +243,11 @@ def _config(folder: Path) -> Config:
             "weights; convert the adapter to plain LoRA when saving it"
         )
     wanted = options.get("target_modules")
-    if not isinstance(wanted, str | list) or not wanted:
+    if not wanted:
         raise AdapterInputError(
             f"{path}: target_modules={wanted!r}; give module names or a regular expression"
         )
-    return Config(str(path), options)
+    return Config(str(path), {key: value for key, value in options.items() if value is not None})
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

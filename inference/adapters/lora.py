@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,14 @@ class Adapter:
         write(self, Path(folder).expanduser())
 
 
+@contextmanager
+def lasting(grad: bool | None = None) -> Iterator[None]:
+    """Tensors made within can be used outside of inference mode; `grad` None keeps that mode."""
+    grad = torch.is_grad_enabled() if grad is None else grad
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
 def _build(
     name: str,
     tensors: Mapping[Site, tuple[torch.Tensor, torch.Tensor]],
@@ -113,9 +122,10 @@ def _build(
         raise AdapterInputError("an adapter has an empty name; give it one")
     if not tensors:
         raise AdapterInputError(f"adapter {name!r} has no tensors; give at least one pair A, B")
-    pairs = {
-        site: _pair(name, site, *tensors[site], scales[site], shape) for site in sorted(tensors)
-    }
+    with lasting():
+        pairs = {
+            site: _pair(name, site, *tensors[site], scales[site], shape) for site in sorted(tensors)
+        }
     return Adapter(name, shape, MappingProxyType(pairs))
 
 
@@ -143,14 +153,12 @@ def _pair(
                 f"{place}: {factor} has shape {list(tensor.shape)} and this model needs {sizes}; "
                 "the adapter belongs to another model, or its factors to different ranks"
             )
-    if not all(torch.is_floating_point(t) and torch.isfinite(t).all() for t in (a, b)):
+    # Scaled before it is rounded to the model's type; copied, so that nobody else can change it.
+    wide = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
+    factors = [factor.to(shape.device, wide, copy=True) for factor in (a, b)]
+    if not all(torch.isfinite(factor).all() for factor in factors):
         raise AdapterInputError(f"{place}: the factors hold values that are not finite numbers")
-    # Scaled before it is rounded to the model's type.
-    wide = b.to(shape.device, torch.promote_types(b.dtype, torch.float32))
-    pair = Pair(
-        a.to(shape.device, shape.dtype, copy=True),
-        (wide * scale).to(shape.dtype),
-    )
+    pair = Pair(factors[0].to(shape.dtype), (factors[1] * scale).to(shape.dtype))
     if not all(torch.isfinite(factor).all() for factor in pair):
         raise AdapterInputError(
             f"{place}: with scale {scale!r} the factors do not fit {shape.dtype}; "

@@ -34,6 +34,8 @@ class Adapters:
         The same content under the same name again changes nothing. Raises AdapterInputError for
         one that does not fit the model or the limit, or whose name means another one.
         """
+        if not name:
+            raise AdapterInputError("an adapter is attached under an empty name; give it one")
         if isinstance(source, Adapter):
             adapter = source.renamed(name)
             if adapter.shape != self.shape:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from warnings import filterwarnings
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from inference.adapters.folder import WEIGHTS
-from inference.adapters.lora import Adapter, Site
+from inference.adapters.lora import Adapter, Site, lasting
 from inference.adapters.shape import Shape
 from inference.errors import AdapterInputError, Unsupported
 from inference.models.manifest import sha256
@@ -64,7 +65,9 @@ def with_lora(network: Any, options: LoraOptions, seed: int = 0) -> Any:
         target_modules=list(options.targets),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=_cuda(shape.device)):
+    # peft asks transformers by an old name, which concerns nobody here.
+    filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    with lasting(grad=True), torch.random.fork_rng(devices=_cuda(shape.device)):
         torch.manual_seed(seed)
         return get_peft_model(twin(network), config)
 

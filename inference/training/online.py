@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from inference.adapters.lora import Adapter
+from inference.adapters.lora import Adapter, lasting
 from inference.adapters.shape import Shape
 from inference.errors import InferenceError, InferenceInputError
 from inference.training.examples import Example
@@ -34,7 +34,8 @@ class LoraTrainer:
     `network` is a transformers causal model with its own linear modules; what runs on it at the
     same time is not disturbed. One trainer serves one thread at a time. Defaults are the paper's
     code (scale 1, AdamW with eps 1e-7, gradient norm 1, 2 steps), but for the rank, which is 64
-    there for models of 7B, and for dropout, 0.05 there.
+    there for models of 7B, and for dropout, 0.05 there. Dropout draws from torch's own
+    generator: two trainers that use it are reproducible only if they take turns.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class LoraTrainer:
         """
         example = Example.continuation(context, ids)
         devices = [self._shape.device] if self._shape.device.type == "cuda" else []
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        with lasting(grad=True), torch.random.fork_rng(devices):
             losses = tuple(self._step(example) for _ in range(self.steps))
         return Update(losses, self.adapter)
 
@@ -96,7 +97,8 @@ class LoraTrainer:
             else:
                 with self._model.disable_adapter():
                     total, terms = self._loss([example])
-        return float(total) / terms
+        mean: float = total.item() / terms
+        return mean
 
     def _step(self, example: Example) -> float:
         torch.manual_seed(self.seed + self._done)  # for dropout
@@ -105,7 +107,7 @@ class LoraTrainer:
         total, terms = self._loss([example])
         (total / terms).backward()
         self._model.eval()
-        loss = float(total) / terms
+        loss: float = total.item() / terms
         norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise InferenceError(

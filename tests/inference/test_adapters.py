@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from inference import InferenceInputError
+from inference.adapters.folder import READ
 from inference.adapters.lora import Adapter
 from inference.adapters.registry import Adapters
 from inference.adapters.shape import Shape
@@ -153,6 +156,9 @@ def test_shape_of_a_configuration_is_that_of_the_network(kind: str, tmp_path: Pa
         ({"init_lora_weights": "pissa_niter_4"}, ["pissa_niter_4", "base"]),
         ({"a_key_of_later": {"x": 1}}, ["a_key_of_later"]),
         ({"target_modules": None}, ["target_modules=None"]),
+        ({"target_modules": 3}, ["target_modules=3", "str or list"]),
+        ({"rank_pattern": [1]}, ["rank_pattern=[1]", "dict"]),
+        ({"layers_to_transform": "0"}, ["layers_to_transform='0'"]),
         ({"target_modules": "(q_proj"}, ["'(q_proj'", "regular expression"]),
         ({"target_modules": r"((.+?)+?)+?(?<!j)"}, ["too long", "list"]),
         ({"target_modules": ["v_proj"]}, ["leaves out", "q_proj"]),
@@ -172,6 +178,31 @@ def test_a_configuration_that_is_not_implemented_is_refused_by_name(
         Adapter.from_peft(tmp_path, shape)
     assert all(word in str(caught.value) for word in named), caught.value
     assert "\n" not in str(caught.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("q_proj.*[(0", max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("q_proj.*(", max_size=6), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(key=st.sampled_from(sorted(READ)), value=json_values)
+def test_any_value_is_understood_or_refused(
+    plain: Path, shape: Shape, tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    shutil.copytree(plain, folder, dirs_exist_ok=True)
+    edit(folder, **{key: value})
+    try:
+        adapter = Adapter.from_peft(folder, shape)
+    except AdapterInputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert {pair.rank for pair in adapter.pairs.values()} == {2}
 
 
 def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
