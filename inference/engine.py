@@ -100,7 +100,11 @@ class NativeConfig(EngineConfig):
     A step computes at most `step_tokens` tokens of at most `step_rows` requests; left out, it is
     the knee that `ragwright models calibrate` measured here, or 512 without one. Key/value
     entries of all running requests take up to `kv_cache_bytes`, but never less than one context;
-    `prefix_cache_bytes` of them stay for later requests that begin alike.
+    `prefix_cache_bytes` of them stay for later requests that begin alike. `schedule` is who goes
+    first in a step: answers, with prompts in what room they leave, or whole prompts, which stalls
+    the answers and is there to be compared with. `forward` is whose forward pass runs: 'lean' this
+    engine's, to which methods attach, or that of transformers; 'auto' takes the lean one where
+    it covers the model's architecture.
     """
 
     model: str = "default"
@@ -111,6 +115,8 @@ class NativeConfig(EngineConfig):
     kv_cache_bytes: int = Field(2**31, ge=1)
     step_tokens: int | None = Field(default=None, ge=1)
     step_rows: int = Field(256, ge=1)
+    schedule: Literal["splitfuse", "prefill_first"] = "splitfuse"
+    forward: Literal["auto", "lean", "transformers"] = "auto"
 
     provides = frozenset(
         {
@@ -122,6 +128,12 @@ class NativeConfig(EngineConfig):
             Capability.ABORT,
             Capability.GRAMMAR,
             Capability.LOGPROBS,
+            Capability.LOGITS,
+            Capability.HIDDEN_STATES,
+            Capability.ATTENTION_WEIGHTS,
+            Capability.TREE_MASK,
+            Capability.LORA,
+            Capability.KV_POLICY,
         }
     )
 

@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 STEP_TOKENS = 512
 """Tokens of a step where neither the configuration nor a calibration says."""
 
+LEAN_ONLY = frozenset(
+    {
+        Capability.LOGITS,
+        Capability.HIDDEN_STATES,
+        Capability.ATTENTION_WEIGHTS,
+        Capability.LORA,
+        Capability.KV_POLICY,
+    }
+)
+"""What only our own forward pass has."""
+
 
 class NativeEngine:
     """Engine over a transformers model; all requests of all threads share one running batch."""
@@ -51,6 +62,7 @@ class NativeEngine:
             config.prefix_cache_bytes,
             config.step_tokens or knee,
             config.step_rows,
+            prefill_first=config.schedule == "prefill_first",
         )
         self._loaded: tuple[Model, Core, Admission] | None = (model, core, Admission(model, core))
         self._name = model.name
@@ -63,7 +75,7 @@ class NativeEngine:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         folder = resolve(config.model)
-        model = Model.load(folder, config.model, config.dtype, config.device)
+        model = Model.load(folder, config.model, config.dtype, config.device, path=config.forward)
         return cls(model, config)
 
     @property
@@ -79,8 +91,9 @@ class NativeEngine:
     @property
     def capabilities(self) -> frozenset[Capability]:
         """What the step loop can do with this model."""
-        chat = self._model().tokenizer.chat_template
-        return NativeConfig.provides - (set() if chat else {Capability.CHAT})
+        model = self._model()
+        lacking = set() if model.tokenizer.chat_template else {Capability.CHAT}
+        return NativeConfig.provides - lacking - (set() if model.lean else LEAN_ONLY)
 
     def attach(self, name: str, source: Adapter | str | Path) -> Adapter:
         """Make a LoRA, in memory or in a PEFT folder, known to requests as `name`."""

@@ -12,6 +12,9 @@ from torch.nn.functional import linear
 ROWS_HINT = 16
 """Number of rows the packed order is chosen for; it serves any number."""
 
+SMALL = 1 << 15
+"""Weights below this many elements stay plain: waking a second core costs more than they do."""
+
 
 class Linear:
     """y = x W^T + b for x [rows, inputs]; `packed` weights have no gradient."""
@@ -38,7 +41,9 @@ class Linear:
 
 def packs(weight: torch.Tensor) -> bool:
     """Whether oneDNN multiplies this weight on this machine."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.numel() < SMALL or weight.device.type != "cpu":
+        return False
+    if not torch.backends.mkldnn.is_available():
         return False
     operators = torch.ops.mkldnn
     if not (

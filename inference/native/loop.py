@@ -36,7 +36,14 @@ class Core:
     """
 
     def __init__(
-        self, model: Model, kv_bytes: int, prefix_bytes: int, budget: int, rows: int
+        self,
+        model: Model,
+        kv_bytes: int,
+        prefix_bytes: int,
+        budget: int,
+        rows: int,
+        *,
+        prefill_first: bool = False,
     ) -> None:
         self.runner = Runner(model)
         block_bytes = BLOCK * self.runner.store.token_bytes
@@ -44,7 +51,7 @@ class Core:
         capacity = max(kv_bytes // block_bytes, -(-model.context_length // BLOCK))
         self.blocks = BlockManager(capacity, min(capacity, prefix_bytes // block_bytes))
         self.runner.attach(self.blocks)
-        self.scheduler = Scheduler(self.blocks, budget, rows)
+        self.scheduler = Scheduler(self.blocks, budget, rows, prefill_first=prefill_first)
         self._tasks: dict[Row, Task] = {}
         self._inbox: list[Task] = []
         self._errands: list[Callable[[], object]] = []

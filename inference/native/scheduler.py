@@ -14,12 +14,19 @@ GUARD = 4
 
 
 class Scheduler:
-    """Waiting and running sequences; one `schedule` before and one `advance` after each step."""
+    """Waiting and running sequences; one `schedule` before and one `advance` after each step.
 
-    def __init__(self, blocks: BlockManager, budget: int, rows: int) -> None:
+    With `prefill_first` answers wait while there are prompts to read: the order SplitFuse is
+    compared with.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, budget: int, rows: int, *, prefill_first: bool = False
+    ) -> None:
         self.blocks = blocks
         self.budget = budget
         self.rows = rows
+        self._prefill_first = prefill_first
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._picked: list[Sequence] = []
@@ -41,8 +48,19 @@ class Scheduler:
         """The sequences of the next step, each with `scheduled` > 0, within the budget."""
         self._picked = []
         preempted = sum(s.preemptions for s in self.waiting)
+        if not self._prefill_first:
+            self._decode()
+        self._read()
+        # Blocks that were just taken from somebody are not given to a newcomer.
+        if preempted == sum(s.preemptions for s in self.waiting):
+            self._start()
+        if self._prefill_first and not self._picked:
+            self._decode()
+        return list(self._picked)
+
+    def _decode(self) -> None:
+        """One token for every answer; with too small a budget, who waited longest goes first."""
         decoding = [s for s in self.running if s.remaining == 1]
-        # Where the budget is smaller than their number, the one that waited longest goes first.
         for seq in sorted(decoding, key=lambda s: s.turn):
             if not (room := self._room()) or seq.status is not Status.RUNNING:
                 continue
@@ -50,6 +68,9 @@ class Scheduler:
                 seq.draft = seq.draft.first(room - 1) if room > 1 else None
             if self._secure(seq, seq.cached + seq.rows):
                 self._pick(seq)
+
+    def _read(self) -> None:
+        """Further pieces of prompts that have begun."""
         for seq in sorted(self.running, key=lambda s: s.arrival):
             if self._room() and seq.remaining > 1 and seq.status is Status.RUNNING:
                 # A fork may share the block this one writes to next; a prompt waits for a copy
@@ -57,16 +78,16 @@ class Scheduler:
                 grow = self.blocks.grow if self._picked else self._secure
                 if seq.cache is not None or grow(seq, seq.cached + 1):
                     self._pick(seq)
-        # Blocks that were just taken from somebody are not given to a newcomer.
-        if preempted == sum(s.preemptions for s in self.waiting):
-            while self._room() and self.waiting and len(self.running) < self.rows:
-                seq = self.waiting[0]
-                if not self._admit(seq):
-                    break
-                for one in seq.group or (seq,):
-                    if self._room() and one.status is Status.RUNNING and not one.scheduled:
-                        self._pick(one)
-        return list(self._picked)
+
+    def _start(self) -> None:
+        """Prompts that wait, in order, while there is room for them."""
+        while self._room() and self.waiting and len(self.running) < self.rows:
+            seq = self.waiting[0]
+            if not self._admit(seq):
+                break
+            for one in seq.group or (seq,):
+                if self._room() and one.status is Status.RUNNING and not one.scheduled:
+                    self._pick(one)
 
     def advance(self) -> None:
         """Count what the last schedule planned as computed."""
@@ -76,7 +97,8 @@ class Scheduler:
             seq.scheduled = 0
             seq.turn = self._turns
             self._turns += 1
-            self.blocks.publish(seq)
+            if seq.cache is None:  # what a policy may have shrunk is nobody else's prefix
+                self.blocks.publish(seq)
         self._picked = []
 
     def finish(self, seq: Sequence) -> None:

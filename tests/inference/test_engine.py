@@ -105,7 +105,7 @@ def test_a_stop_string_over_token_boundaries(tiny: Tiny, seed: int) -> None:
 def test_an_abort_takes_effect_within_one_step(tiny: Tiny) -> None:
     engine = tiny("llama", endless=True)
     request = Request(prompt="the quick brown fox", sampling=SamplingParams(max_tokens=100))
-    model, core = engine._open()
+    model, core, desk = engine._open()
     job = Job(request, encode(model, request))
     emitted: list[Chunk] = []
 
@@ -117,7 +117,7 @@ def test_an_abort_takes_effect_within_one_step(tiny: Tiny) -> None:
             produced.append(sum(len(c.token_ids) for c in emitted))
 
     produced: list[int] = []
-    answer = Answer(model, job, emit, core.runner.store.token_bytes)
+    answer = Answer(model, job, desk.rows(job), emit, core.runner.store.token_bytes)
     drive(core, answer)
     *seen, last = emitted
     assert last.output is not None
@@ -143,12 +143,12 @@ def drive(core: Core, task: Answer) -> None:
 
 
 def test_an_abort_before_the_prompt_is_read_costs_nothing(tiny: Tiny) -> None:
-    model, core = tiny("llama")._open()
+    model, core, desk = tiny("llama")._open()
     request = Request(prompt="the quick brown fox", sampling=SamplingParams(max_tokens=100))
     job = Job(request, encode(model, request))
     job.cancelled.set()
     emitted: list[Any] = []
-    drive(core, Answer(model, job, emitted.append, 1))
+    drive(core, Answer(model, job, desk.rows(job), emitted.append, 1))
     (last,) = emitted
     assert (last.output.finish_reason, last.output.stats.forwards) == (FinishReason.ABORTED, 0)
 

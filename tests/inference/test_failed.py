@@ -109,11 +109,13 @@ def take(engine: NativeEngine, row: torch.Tensor, produced: int, other: bool) ->
     model = engine._model()
     job = Job(Request(token_ids=[5], sampling=SamplingParams(max_tokens=9)), [5])
     chunks: list[Chunk] = []
-    answer = Answer(model, job, chunks.append, 1)  # type: ignore[arg-type]
+    rows = engine._admission().rows(job)
+    answer = Answer(model, job, rows, chunks.append, 1)  # type: ignore[arg-type]
     for token in range(70, 70 + produced):
-        assert answer.take(torch.nn.functional.one_hot(torch.tensor([token]), 320).float()) is None
+        logits = torch.nn.functional.one_hot(torch.tensor([token]), 320).float()
+        assert answer.take(rows[0], logits) is None
     job.matcher = matcher(Grammar.regex("a+")) if other else None
-    reason = answer.take(row[None])
+    reason = answer.take(rows[0], row[None])
     assert reason is FinishReason.FAILED
     answer.end(reason)
     output = chunks[-1].output
