@@ -31,13 +31,18 @@ def attend(
     step.write(layer, heads.key, heads.value)
     kv_heads = heads.key.shape[1]
     grouped = heads.query.unflatten(1, (kv_heads, -1))  # [rows, kv_heads, groups, head_dim]
-    output = torch.empty_like(grouped)
     plan = step.plan(window, grouped.dtype)
-    for pad in plan.pads:
-        output[pad.rows] = _together(step, layer, pad, grouped, scale)
-    for view in plan.alone:
-        found = (_chunk if view.rows > 1 else _single)(step, layer, view, grouped, scale, window)
-        output[view.start : view.end] = found
+    if len(step.views) == 1 and plan.alone:
+        output = _alone(step, layer, plan.alone[0], grouped, scale, window)
+    elif plan.pads and plan.pads[0].rows is None:
+        output = _together(step, layer, plan.pads[0], grouped, scale)
+    else:
+        output = torch.empty_like(grouped)
+        for pad in plan.pads:
+            output[pad.rows] = _together(step, layer, pad, grouped, scale)
+        for view in plan.alone:
+            found = _alone(step, layer, view, grouped, scale, window)
+            output[view.start : view.end] = found
     for view in step.views:
         if view.cache is not None:
             output[view.start : view.end] = view.cache.attend(layer, view, heads, scale, window)
@@ -50,16 +55,28 @@ def _together(
     step: Step, layer: int, pad: Pad, grouped: torch.Tensor, scale: float | None
 ) -> torch.Tensor:
     """One row each of several sequences: [sequences, kv_heads, groups, head_dim]."""
-    count = len(pad.rows)
+    count = pad.count
     keys, values = step.store.gather(layer, pad.entries)
     # The query heads of one key/value head stand in for query positions.
     return scaled_dot_product_attention(
-        grouped[pad.rows],
+        grouped if pad.rows is None else grouped[pad.rows],
         keys.unflatten(0, (count, -1)).transpose(1, 2),
         values.unflatten(0, (count, -1)).transpose(1, 2),
         attn_mask=pad.mask,
         scale=scale,
     )
+
+
+def _alone(
+    step: Step,
+    layer: int,
+    view: View,
+    grouped: torch.Tensor,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """The rows of one sequence: [rows, kv_heads, groups, head_dim]."""
+    return (_chunk if view.rows > 1 else _single)(step, layer, view, grouped, scale, window)
 
 
 def _single(

@@ -52,11 +52,12 @@ class View:
 class Pad:
     """Single rows of several sequences whose entries are read together.
 
-    `rows` [n] are rows of the step, `entries` [n * longest] slots, `mask` [n, 1, 1, longest] is
-    added to the scores.
+    `rows` [n] are rows of the step, None meaning all of it in order; `entries` [n * longest] are
+    slots; `mask` [n, 1, 1, longest] is added to the scores.
     """
 
-    rows: torch.Tensor
+    count: int
+    rows: torch.Tensor | None
     entries: torch.Tensor
     mask: torch.Tensor
 
@@ -206,12 +207,18 @@ def _plan(
         if len(bucket) == 1:
             alone += bucket
         else:
-            pads.append(_pad(bucket, window, dtype, device))
+            whole = len(bucket) == len(views)
+            pads.append(_pad(bucket, window, dtype, device, whole=whole))
     return Plan(pads, alone)
 
 
 def _pad(
-    views: Sequence[View], window: int | None, dtype: torch.dtype, device: torch.device
+    views: Sequence[View],
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    whole: bool,
 ) -> Pad:
     slots: list[np.ndarray] = []
     for view in views:
@@ -223,8 +230,10 @@ def _pad(
     entries = np.stack([np.pad(one, (0, longest - len(one)), mode="edge") for one in slots])
     hidden = torch.from_numpy(np.arange(longest) >= lengths[:, None])
     mask = torch.zeros(len(views), longest, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    rows = [view.start for view in views]
     return Pad(
-        torch.tensor([view.start for view in views], device=device),
+        len(rows),
+        None if whole else torch.tensor(rows, device=device),
         torch.from_numpy(entries.reshape(-1)).to(device),
         mask[:, None, None].to(device),
     )
