@@ -58,16 +58,17 @@ class Lean:
         )
         self.scale = self.head_dim**-0.5
         self.rotary = Rotary(config, device)
+        # What was read stays in memory until its file is closed, so each layer opens it anew; the
+        # largest tensor comes first, while there is little else.
         with Checkpoint(folder, name) as found:
-            self.layers = [
-                Layer(self, found, at, pack=pack) for at in range(int(config.num_hidden_layers))
-            ]
-            self._norm = self.tensor(found, "model.norm.weight")
             tied = "lm_head.weight" not in found
-            self._head = Linear(
-                self.tensor(found, "model.embed_tokens.weight" if tied else "lm_head.weight"),
-                pack=pack,
-            )
+            table = "model.embed_tokens.weight" if tied else "lm_head.weight"
+            self._head = Linear(self.tensor(found, table), pack=pack)
+            self._norm = self.tensor(found, "model.norm.weight")
+        self.layers: list[Layer] = []
+        for at in range(int(config.num_hidden_layers)):
+            with Checkpoint(folder, name) as found:
+                self.layers.append(Layer(self, found, at, pack=pack))
         # Opened again, so that only rows that are looked up are ever read into memory.
         self._file = Checkpoint(folder, name)
         self._table = self._file.read("model.embed_tokens.weight")
