@@ -153,6 +153,8 @@ class OpenAIConfig(EngineConfig):
             Capability.SCORE,
             Capability.SEED,
             Capability.ABORT,
+            Capability.GRAMMAR,
+            Capability.LOGPROBS,
         }
     )
 

@@ -75,10 +75,12 @@ def _of_status(error: openai.APIStatusError, address: Address) -> InferenceError
             "mostly ends in /v1"
         )
     if status == 429 or status >= 500:
-        return ServerUnavailable(
+        failure = ServerUnavailable(
             f"{place} answers with status {status} (tries: {address.retries + 1}): {said}; "
             "try again later or raise retries"
         )
+        failure.status = status
+        return failure
     if error.code == "context_length_exceeded" or _TOO_LONG.search(said):
         return PromptTooLong(f"{place} refuses the length: {said}; shorten the prompt")
     return InferenceInputError(f"{place} refuses the request (status {status}): {said}")
