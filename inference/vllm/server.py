@@ -1,9 +1,13 @@
-"""vLLM's OpenAI server as a child: started on loopback, watched until healthy, ended with us."""
+"""vLLM's OpenAI server as a child: started on loopback, watched until healthy, ended with us.
+
+It runs under `watch.py`, which ends it when this process is gone, however that went.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -22,6 +26,10 @@ from inference.errors import InferenceInputError, ServerTimeout, ServerUnavailab
 
 ENVIRONMENT = "RAGWRIGHT_VLLM_ENV"
 PROJECT = Path(__file__).resolve().parents[2]
+WATCH = Path(__file__).with_name("watch.py")
+
+GRAMMARS = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""How vLLM is to hold an answer to a grammar: like the native engine, without blanks in JSON."""
 
 
 def interpreter() -> Path:
@@ -56,8 +64,8 @@ class Server:
         self._log = Path(self._home.name) / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [str(python), *_arguments(config, folder, self._port)],
-                stdin=subprocess.DEVNULL,
+                watched(python, Path(self._home.name), _arguments(config, folder, self._port)),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._home.name,
@@ -73,7 +81,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Process id of the server, which is also that of its process group."""
+        """Process id of what watches the server, which is also that of their process group."""
         return self._process.pid
 
     def _wait(self, seconds: float) -> None:
@@ -117,7 +125,14 @@ class Server:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
                 continue
+        assert self._process.stdin is not None, "it was started with a pipe"
+        self._process.stdin.close()
         self._home.cleanup()
+
+
+def watched(python: Path, folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Command that runs `python` with the arguments while its standard input stays open."""
+    return [str(python), "-I", str(WATCH), str(folder), str(python), *arguments]
 
 
 def _free_port() -> int:
@@ -140,6 +155,7 @@ def _arguments(config: VLLMConfig, folder: Path, port: int) -> Sequence[str]:
         "--enable-prefix-caching",
         "--enable-prompt-tokens-details",
         "--disable-uvicorn-access-log",
+        f"--structured-outputs-config={json.dumps(GRAMMARS)}",
         *length,
     ]
 
