@@ -17,6 +17,7 @@ from inference.errors import (
 )
 from inference.openai.calls import Job, call, check, fit
 from inference.openai.connection import Address, Connection
+from inference.openai.offers import COMPLETIONS, salt
 from inference.openai.server import Profile, address, discover
 from inference.openai.tokens import ServerTokens, prompt_ids
 from inference.requests import Chunk, FinishReason, Output, Request, Score
@@ -205,6 +206,7 @@ class OpenAIEngine:
     ) -> list[Score]:
         tokens = self._profile.tokens
         assert isinstance(tokens, ServerTokens), "the capability is declared only with them"
+        self._profile.offers.check(request, COMPLETIONS, self._place)
         job = Job(request)
         await fit(self._profile, self._api, job, self._place)
         prompt = job.sent_ids or await prompt_ids(tokens, request)
@@ -221,15 +223,17 @@ class OpenAIEngine:
                     f"leaves room for {room - 1} after the prompt; shorten one of them"
                 )
             wanted.append(ids)
-        return await _together([self._logprobs(prompt, ids) for ids in wanted])
+        kept_apart = salt(request.tenant)
+        return await _together([self._logprobs(prompt, ids, kept_apart) for ids in wanted])
 
-    async def _logprobs(self, prompt: list[int], ids: list[int]) -> Score:
+    async def _logprobs(self, prompt: list[int], ids: list[int], extra: dict[str, Any]) -> Score:
         body = {
             "model": self.model,
             "prompt": [*prompt, *ids],
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 0,
+            **extra,
         }
         async with self._slots:
             answer = await self._connection.post("/completions", body)

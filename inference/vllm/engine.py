@@ -1,7 +1,6 @@
 """The engine over a vLLM server of its own.
 
-Not verified: a GPU, and the server of a vLLM installed in this very environment. vLLM inside this
-process (`vllm.LLM`) is not used.
+Not verified: a GPU.
 """
 
 from __future__ import annotations

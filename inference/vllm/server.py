@@ -32,15 +32,19 @@ GRAMMARS = {"backend": "xgrammar", "disable_any_whitespace": True}
 """How vLLM is to hold an answer to a grammar: like the native engine, without blanks in JSON."""
 
 
+def importable() -> bool:
+    """True if vLLM is to run in this process: it is installed here, and no environment is named."""
+    return not os.environ.get(ENVIRONMENT) and find_spec("vllm") is not None
+
+
 def interpreter() -> Path:
     """Python of the environment that holds vLLM; this process's own where vLLM is installed in it.
 
     Raises InferenceInputError, with the way to make one, where there is none.
     """
-    named = os.environ.get(ENVIRONMENT)
-    if not named and find_spec("vllm") is not None:
+    if importable():
         return Path(sys.executable)
-    folder = Path(named or PROJECT / ".venv-vllm")
+    folder = Path(os.environ.get(ENVIRONMENT) or PROJECT / ".venv-vllm")
     python = folder.expanduser().absolute() / "bin" / "python"
     packages = folder.expanduser().glob("lib/python3*/site-packages/vllm/__init__.py")
     if not python.is_file() or not any(packages):

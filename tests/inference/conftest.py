@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from inference.engine import NativeConfig, OpenAIConfig
 from inference.native.engine import NativeEngine
 from inference.openai.engine import OpenAIEngine
-from tests.inference.misbehaving import KEY, Naughty
+from tests.inference.misbehaving import KEY, Naughty, misbehaving
 from tests.inference.tiny import checkpoint
 
 
@@ -40,12 +39,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Nat
 
 @pytest.fixture
 def server() -> Iterator[Naughty]:
-    with Naughty() as naughty:
-        thread = Thread(target=naughty.serve_forever, args=(0.02,))
-        thread.start()
+    with misbehaving() as naughty:
         yield naughty
-        naughty.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 KEY = "sk-a-key-that-nobody-may-see"
@@ -72,6 +74,19 @@ class Naughty(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+@contextmanager
+def misbehaving() -> Iterator[Naughty]:
+    """A running server."""
+    with Naughty() as naughty:
+        thread = Thread(target=naughty.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield naughty
+        finally:
+            naughty.shutdown()
+            thread.join()
 
 
 def finish(handler: Handler) -> None:

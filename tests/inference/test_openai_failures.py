@@ -113,6 +113,17 @@ def test_an_error_inside_a_stream_is_told(
         opened().generate([REQUEST])
 
 
+@pytest.mark.parametrize(("code", "kind"), [(400, InferenceInputError), (500, ServerUnavailable)])
+def test_an_error_inside_a_stream_says_who_is_to_blame(
+    code: int, kind: type[Exception], server: Naughty, opened: Callable[..., OpenAIEngine]
+) -> None:
+    error = {"error": {"message": "no such schema", "code": code}}
+    server.answers = [lambda handler: handler.pieces(error)]
+    with pytest.raises(InferenceError, match="no such schema") as caught:
+        opened().generate([REQUEST])
+    assert isinstance(caught.value, kind)
+
+
 def test_a_context_overflow_is_a_prompt_too_long(
     server: Naughty, opened: Callable[..., OpenAIEngine]
 ) -> None:

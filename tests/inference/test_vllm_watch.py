@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from inference.vllm.server import watched
-from tests.servers import processes
+from tests.servers import processes, until
 
 # Started in a thread that ends at once, because some death signals follow the thread.
 PARENT = """
@@ -33,15 +32,6 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if "stubborn" in sys.argv else sign
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 time.sleep(300)
 """
-
-
-def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.mark.parametrize("manner", ["polite", "stubborn"])
