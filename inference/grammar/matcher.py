@@ -110,7 +110,8 @@ class Matcher:
 
     def read(self, text: str) -> bool:
         """Read a text, or nothing (and return False) if the grammar refuses it."""
-        return not self.terminated and bool(self._inner.accept_string(text))
+        spelt = text.encode(errors="surrogatepass")  # half characters belong to no grammar
+        return not self.terminated and bool(self._inner.accept_string(spelt))
 
     def rollback(self, tokens: int) -> None:
         """Forget the last `tokens` tokens."""

@@ -226,5 +226,8 @@ def _load(config: VLLMConfig, folder: Path) -> Any:
         raise InferenceInputError(
             f"vLLM does not take model {config.model!r} with these options: {reason}; correct them"
         ) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise InferenceError(f"vLLM failed to load model {config.model!r}: {reason}") from error
     finally:
         torch.set_num_threads = set_num_threads

@@ -6,6 +6,7 @@ order in the inbox of this one. Requests join and leave between two steps.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import queue
 import threading
@@ -58,6 +59,7 @@ class Loop:
         )
         self._thread.start()
         self.llm: Any = loaded.result()
+        atexit.register(self.close)  # the thread must not step while Python ends
 
     def add(self, tasks: Sequence[Task]) -> None:
         """Hand all tasks to the engine, or none: raises InferenceInputError for a refused one."""
@@ -69,6 +71,7 @@ class Loop:
 
     def close(self) -> None:
         """Fail what runs and release the model; harmless when repeated."""
+        atexit.unregister(self.close)
         with self._closing:
             if self._gone is None:
                 self._gone = "is closed"

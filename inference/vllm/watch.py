@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 
 

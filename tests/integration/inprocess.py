@@ -167,6 +167,11 @@ def test_an_abort_and_a_deadline_keep_the_text_and_leave_others_alone(
     assert time.monotonic() - begun < 20
 
 
+def test_options_that_vllm_does_not_take_are_bad_input() -> None:
+    with pytest.raises(InferenceInputError, match=r"does not take model 'default'.*1000000"):
+        VLLMConfig(context_length=10**6).open()
+
+
 def test_a_closed_stream_frees_its_request_id(engine: InProcessEngine) -> None:
     request = _request("Tell me a long story.", 1000)
 
