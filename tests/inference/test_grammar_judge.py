@@ -7,7 +7,7 @@ import re
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.errors import GrammarInputError, GrammarTooSlow
@@ -32,6 +32,7 @@ def complete(grammar: Grammar, text: str) -> bool:
     return bool(note["complete"])
 
 
+@settings(deadline=None)
 @given(
     a=st.integers(-2, 14),
     b=st.none() | st.lists(st.sampled_from(["x", "é🙂", "y"]), max_size=3),
@@ -49,6 +50,7 @@ def test_json_is_judged_as_by_a_validator(
     assert not complete(Grammar.json_schema(SCHEMA), text.rstrip()[:-1])
 
 
+@settings(deadline=None)
 @given(st.text("ab-c", max_size=8))
 def test_a_regex_is_judged_as_by_re(text: str) -> None:
     pattern = "[ab]{2,4}-(a|c+)"
