@@ -168,6 +168,8 @@ class OpenAIConfig(EngineConfig):
 class VLLMConfig(EngineConfig):
     """vLLM in this process where it can be imported, else its server as a child process.
 
+    A process holds one vLLM at a time; while it is open, others are servers.
+
     The server is run from the environment RAGWRIGHT_VLLM_ENV, which also keeps vLLM out of this
     process, or from `.venv-vllm`; a workflow file cannot name one, because its programs would be
     run. `kv_cache_gib` is the memory of its cache, `startup_seconds` how long the server may load.
@@ -185,15 +187,9 @@ class VLLMConfig(EngineConfig):
 
     def open(self) -> Engine:
         """Resolve the model, and load it or start the server and wait until it answers."""
-        from inference.vllm.server import importable
+        from inference.vllm.engine import open_engine
 
-        if importable():
-            from inference.vllm.inprocess import InProcessEngine
-
-            return InProcessEngine.from_config(self)
-        from inference.vllm.engine import VLLMEngine
-
-        return VLLMEngine.from_config(self)
+        return open_engine(self)
 
 
 ENGINES: dict[str, type[EngineConfig]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -38,9 +39,14 @@ ENVIRONMENT = {
 }
 """What vLLM reads nowhere else; set in this process when the engine opens."""
 
+_SEAT = threading.Lock()
+
 
 class InProcessEngine:
-    """Engine over vLLM's offline class; all requests of all threads share its running batch."""
+    """Engine over vLLM's offline class; all requests of all threads share its running batch.
+
+    At most one is open at a time: closing a vLLM destroys process groups that all would share.
+    """
 
     def __init__(self, loop: Loop, name: str) -> None:
         self._loop = loop
@@ -49,12 +55,20 @@ class InProcessEngine:
         self.context_length = int(loop.llm.model_config.max_model_len)
         self.vocabulary = int(loop.llm.model_config.get_vocab_size())
         self._running: Running[Answer] = Running()
+        self._closing = threading.Lock()
+        self._seated = True
 
     @classmethod
-    def from_config(cls, config: VLLMConfig) -> InProcessEngine:
-        """Resolve the model, fetching it if needed, and load it."""
-        folder = resolve(config.model)
-        return cls(Loop(lambda: _load(config, folder), config.model), config.model)
+    def first(cls, config: VLLMConfig) -> InProcessEngine | None:
+        """Resolve the model, fetching it if needed, and load it; None while another is open."""
+        if not _SEAT.acquire(blocking=False):
+            return None
+        try:
+            folder = resolve(config.model)
+            return cls(Loop(lambda: _load(config, folder), config.model), config.model)
+        except BaseException:
+            _SEAT.release()
+            raise
 
     @property
     def model(self) -> str:
@@ -161,8 +175,12 @@ class InProcessEngine:
         return True
 
     def close(self) -> None:
-        """Fail what is running and release the model."""
+        """Fail what is running and release the model; harmless when repeated."""
         self._loop.close()
+        with self._closing:
+            seated, self._seated = self._seated, False
+        if seated:
+            _SEAT.release()
 
     def _stop(self, task: Any) -> None:
         with suppress(InferenceError):  # a closed engine has ended it already

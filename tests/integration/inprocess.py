@@ -23,7 +23,7 @@ from inference import (
     SamplingParams,
 )
 from inference.engine import NativeConfig, VLLMConfig
-from inference.errors import PromptTooLong
+from inference.errors import PromptTooLong, ServerUnavailable
 from inference.native.engine import NativeEngine
 from inference.vllm.inprocess import InProcessEngine
 
@@ -167,9 +167,11 @@ def test_an_abort_and_a_deadline_keep_the_text_and_leave_others_alone(
     assert time.monotonic() - begun < 20
 
 
-def test_options_that_vllm_does_not_take_are_bad_input() -> None:
-    with pytest.raises(InferenceInputError, match=r"does not take model 'default'.*1000000"):
+def test_beside_one_in_this_process_another_is_a_server(engine: InProcessEngine) -> None:
+    with pytest.raises(ServerUnavailable, match=r"status 1 while it started: .*1000000"):
         VLLMConfig(context_length=10**6).open()
+    short = _request("Name three rivers of Europe.", 1)
+    assert engine.generate([short])[0].usage.completion_tokens == 1
 
 
 def test_a_closed_stream_frees_its_request_id(engine: InProcessEngine) -> None:
