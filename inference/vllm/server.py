@@ -110,11 +110,14 @@ class Server:
         )
 
     def _last_words(self) -> str:
-        """The last error in the log, or its last line."""
+        """The last error in the log with what explains it, or the last line."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         lines = [line.strip() for line in lines if line.strip()]
-        told = [line for line in lines if "Error: " in line] or lines
-        return told[-1][-400:] if told else "it wrote nothing"
+        if not lines:
+            return "it wrote nothing"
+        at = max((at for at, line in enumerate(lines) if "Error: " in line), default=-1)
+        told = lines[at : at + 2] if at >= 0 else lines[-1:]  # pydantic's errors take two lines
+        return " ".join(line[:400] for line in told)
 
     def close(self) -> None:
         """End the server and its workers; harmless when repeated."""
