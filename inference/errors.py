@@ -85,6 +85,8 @@ class ServerUnavailable(InferenceError):
     """A model server cannot be reached, fails, or broke off in mid-answer."""
 
     code = "server_unavailable"
+    status: int | None = None
+    """What the server answered with, where it answered."""
 
 
 class ServerTimeout(ServerUnavailable):

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
@@ -79,3 +79,13 @@ def processes(group: int) -> list[int]:
             if alive and os.getpgid(process.pid) == group:
                 found.append(process.pid)
     return found
+
+
+def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Wait for something to become true; False if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

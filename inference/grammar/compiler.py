@@ -42,6 +42,8 @@ class Compiler:
     the end of a complete text.
     """
 
+    any_whitespace = False  # models loop in optional whitespace
+
     def __init__(
         self, tokenizer: Any, width: int, stop_ids: Iterable[int], seconds: float = SECONDS
     ) -> None:
@@ -127,8 +129,8 @@ class Compiler:
         if grammar.kind == "json_schema":
             return compiler.compile_json_schema(
                 grammar.lowered(),
-                any_whitespace=False,  # models loop in optional whitespace
-                separators=(",", ":"),
+                any_whitespace=self.any_whitespace,
+                separators=None if self.any_whitespace else (",", ":"),
                 strict_mode=True,
             )
         if grammar.kind == "regex":
@@ -138,11 +140,14 @@ class Compiler:
     def _opened(self) -> Any:
         with self._lock:
             if self._compiler is None:
-                info = vocabulary(self._tokenizer, self.width, self.stop_ids)
+                info = self._vocabulary()
                 self._compiler = xg.GrammarCompiler(
                     info, max_threads=max(1, torch.get_num_threads()), cache_limit_bytes=CACHE_BYTES
                 )
             return self._compiler
+
+    def _vocabulary(self) -> Any:
+        return vocabulary(self._tokenizer, self.width, self.stop_ids)
 
 
 def vocabulary(tokenizer: Any, width: int, stop_ids: Iterable[int]) -> Any:

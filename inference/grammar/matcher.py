@@ -108,6 +108,11 @@ class Matcher:
         self._tokens += 1
         return True
 
+    def read(self, text: str) -> bool:
+        """Read a text, or nothing (and return False) if the grammar refuses it."""
+        spelt = text.encode(errors="surrogatepass")  # half characters belong to no grammar
+        return not self.terminated and bool(self._inner.accept_string(spelt))
+
     def rollback(self, tokens: int) -> None:
         """Forget the last `tokens` tokens."""
         assert 0 <= tokens <= self._tokens, (tokens, self._tokens)

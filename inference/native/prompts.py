@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 from uuid import uuid4
 
 from inference.errors import InferenceInputError, NoChatTemplate, PromptTooLong
-from inference.native.model import Model
 from inference.requests import Message, Request
+
+
+class Model(Protocol):
+    """What is asked of a model here; the ids of its tokens are those below `vocabulary`."""
+
+    tokenizer: Any
+    name: str
+    context_length: int
+    vocabulary: int
 
 
 def encode(model: Model, request: Request) -> list[int]:

@@ -6,24 +6,30 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inference.budget import Usage
 from inference.engine import Capability
 from inference.errors import NoChatTemplate, PromptTooLong, Unsupported
+from inference.openai.offers import CHAT, COMPLETIONS, constraint, logprobs, salt
 from inference.openai.server import Profile
 from inference.openai.tokens import prompt_ids, turns
-from inference.requests import Chunk, FinishReason, Output, Request, Stats
+from inference.requests import Chunk, FinishReason, Output, Request, Stats, TokenLogprob
+
+if TYPE_CHECKING:
+    from inference.grammar.matcher import Matcher
 
 
 @dataclass
 class Job:
     """A request on its way, and what has come back so far.
 
-    `sent_ids` replace the request's prompt where it had to be truncated.
+    `sent_ids` replace the request's prompt where it had to be truncated; `matcher` will read the
+    answer to a request with a grammar.
     """
 
     request: Request
+    matcher: Matcher | None = None
     emit: Callable[[Chunk], None] | None = None
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = field(default_factory=time.perf_counter)
@@ -37,6 +43,8 @@ class Job:
     stop_reason: object = None
     usage: dict[str, Any] = field(default_factory=dict)
     first: float | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def take(self, chunk: dict[str, Any]) -> None:
         """Add one object of the stream."""
@@ -47,6 +55,8 @@ class Job:
             ids = tuple(choice.get("token_ids") or ())
             self.text += text
             self.token_ids += ids
+            if self.request.logprobs is not None:
+                self.logprobs += logprobs(choice, ids, self.request.logprobs)
             self.finish = choice.get("finish_reason") or self.finish
             self.stop_reason = choice.get("stop_reason") or self.stop_reason
             if text or ids:
@@ -54,13 +64,20 @@ class Job:
                 if self.emit is not None:
                     self.emit(Chunk(text, ids))
 
+    def judge(self) -> None:
+        """Note whether the text belongs to the request's grammar; may take long."""
+        if self.matcher is not None:
+            from inference.grammar.judge import verdict
+
+            self.notes["grammar"] = verdict(self.matcher, self.text)
+
     def output(self, reason: FinishReason) -> Output:
         """What came back, with the server's account of it where it gave one."""
         now = time.perf_counter()
         details = self.usage.get("prompt_tokens_details") or {}
         prompt = self.usage.get("prompt_tokens", self.prompt_tokens)
         generated = self.usage.get("completion_tokens", len(self.token_ids) or None)
-        notes: dict[str, Any] = {}
+        notes = dict(self.notes)
         if prompt is None or (generated is None and self.text):
             notes["usage"] = "not reported by the server"
         if self.text and not self.token_ids:
@@ -85,6 +102,7 @@ class Job:
                 truncated_tokens=self.truncated,
             ),
             notes,
+            tuple(self.logprobs),
         )
 
     @property
@@ -108,11 +126,6 @@ def check(profile: Profile, api: str, request: Request, place: str) -> None:
                 f"request {request.id!r} sets {name}={value!r}, which is not part of the OpenAI "
                 f"protocol, and {place} is not known to accept it; leave it out"
             )
-    if request.grammar is not None:
-        raise Unsupported(
-            f"request {request.id!r} gives a grammar, which this engine does not send to {place} "
-            "yet; use the native engine for it"
-        )
     if request.messages is not None and Capability.CHAT not in profile.capabilities:
         raise NoChatTemplate(
             f"request {request.id!r} gives messages, and model {profile.model!r} at {place} takes "
@@ -123,6 +136,12 @@ def check(profile: Profile, api: str, request: Request, place: str) -> None:
             f"request {request.id!r} gives a plain prompt, and the option api: chat allows "
             "messages only; give messages, or set api to auto"
         )
+    profile.offers.check(request, endpoint(request), place)
+
+
+def endpoint(request: Request, sent_ids: list[int] | None = None) -> str:
+    """Where a request goes: a dialogue that was cut travels as the ids that are left of it."""
+    return CHAT if request.messages is not None and sent_ids is None else COMPLETIONS
 
 
 async def fit(profile: Profile, api: str, job: Job, place: str) -> None:
@@ -141,6 +160,7 @@ async def fit(profile: Profile, api: str, job: Job, place: str) -> None:
         keep = max(context - job.max_tokens, context // 2)
         job.truncated, job.sent_ids = len(ids) - keep, ids[-keep:]
         ids = job.sent_ids
+        profile.offers.check(request, COMPLETIONS, place)
     if len(ids) >= context:
         raise PromptTooLong(
             f"request {request.id!r} has a prompt of {len(ids)} tokens and model "
@@ -153,7 +173,7 @@ async def fit(profile: Profile, api: str, job: Job, place: str) -> None:
 
 
 def call(profile: Profile, job: Job) -> tuple[str, dict[str, Any]]:
-    """Endpoint and body of a call; `extra` holds what vLLM adds to the protocol."""
+    """Endpoint and body of a call; `extra` holds what only some servers know."""
     request, sampling = job.request, job.request.sampling
     body: dict[str, Any] = {
         "model": profile.model,
@@ -166,16 +186,26 @@ def call(profile: Profile, job: Job) -> tuple[str, dict[str, Any]]:
         body["seed"] = sampling.seed % 2**63  # servers read a signed number of 64 bits
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    path = endpoint(request, job.sent_ids)
+    if request.logprobs is not None and path == CHAT:
+        body.update(logprobs=True, top_logprobs=request.logprobs)
+    elif request.logprobs is not None:
+        body["logprobs"] = request.logprobs
+    extra = salt(request.tenant)
+    if request.grammar is not None:
+        extra.update(constraint(request.grammar))
     if profile.is_vllm:
         # Sent always: left out, the model's own generation_config would decide.
-        body["extra"] = {
-            "top_k": sampling.top_k or -1,
-            "min_p": sampling.min_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "return_token_ids": True,
-        }
+        extra.update(
+            top_k=sampling.top_k or -1,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            return_token_ids=True,
+        )
         body["stream_options"]["continuous_usage_stats"] = True
-    if job.sent_ids is None and request.messages is not None:
-        return "chat/completions", {**body, "messages": turns(request.messages)}
+    body["extra"] = extra
+    if path == CHAT:
+        assert request.messages is not None, "the chat endpoint is for dialogues"
+        return path, {**body, "messages": turns(request.messages)}
     ids = job.sent_ids if job.sent_ids is not None else request.token_ids
-    return "completions", {**body, "prompt": request.prompt if ids is None else list(ids)}
+    return path, {**body, "prompt": request.prompt if ids is None else list(ids)}

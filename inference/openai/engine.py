@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from inference.engine import Capability, OpenAIConfig
 from inference.errors import (
@@ -16,10 +17,14 @@ from inference.errors import (
 )
 from inference.openai.calls import Job, call, check, fit
 from inference.openai.connection import Address, Connection
+from inference.openai.offers import COMPLETIONS, salt
 from inference.openai.server import Profile, address, discover
 from inference.openai.tokens import ServerTokens, prompt_ids
 from inference.requests import Chunk, FinishReason, Output, Request, Score
 from inference.running import Running
+
+if TYPE_CHECKING:
+    from inference.grammar.judge import Judge
 
 T = TypeVar("T")
 
@@ -71,14 +76,16 @@ class OpenAIEngine:
         Where nobody counts tokens (`count_tokens`), only the server finds a prompt too long, and
         the others may have begun; they are cancelled.
         """
-        with self._admitted(requests) as jobs:
+        jobs = self._jobs(requests)
+        with self._running.admit(jobs):
             return self._connection.run(self._answer, jobs)
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks as they are produced; closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
-        with self._admitted([request]) as jobs:
+        jobs = await asyncio.to_thread(self._jobs, [request])  # a grammar takes time to compile
+        with self._running.admit(jobs):
             jobs[0].emit = lambda chunk: _post(loop, queue, chunk)
             future = self._connection.submit(self._answer, jobs)
             future.add_done_callback(lambda _: _post(loop, queue, None))
@@ -129,14 +136,21 @@ class OpenAIEngine:
         """Cancel what is running and close the connection."""
         self._connection.close()
 
-    @contextmanager
-    def _admitted(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
-        """Jobs for all requests, checked and registered together, or none."""
+    def _jobs(self, requests: Sequence[Request]) -> list[Job]:
+        """Jobs for all requests, or none; a grammar that cannot be compiled is refused unsent."""
         for request in requests:
             check(self._profile, self._api, request, self._place)
-        jobs = [Job(request) for request in requests]
-        with self._running.admit(jobs):
-            yield jobs
+        grammars = [request.grammar for request in requests]
+        readers = [
+            None if grammar is None else self._judge.matcher(grammar) for grammar in grammars
+        ]
+        return [Job(*pair) for pair in zip(requests, readers, strict=True)]
+
+    @cached_property
+    def _judge(self) -> Judge:
+        from inference.grammar.judge import Judge  # loads xgrammar where it is needed
+
+        return Judge()
 
     async def _answer(self, jobs: list[Job]) -> list[Output]:
         await _together([fit(self._profile, self._api, job, self._place) for job in jobs])
@@ -159,6 +173,8 @@ class OpenAIEngine:
             await asyncio.gather(reader, stopper, return_exceptions=True)
         if ended:
             reader.result()
+        await asyncio.to_thread(job.judge)
+        if ended:
             return job.output(job.reason)
         aborted = job.stopped.is_set()
         return job.output(FinishReason.ABORTED if aborted else FinishReason.DEADLINE)
@@ -168,18 +184,29 @@ class OpenAIEngine:
             path, body = call(self._profile, job)
             async with aclosing(self._connection.stream(path, body)) as chunks:
                 async for chunk in chunks:
-                    job.take(chunk)
+                    self._take(job, chunk)
         if job.finish is None:
             raise ServerUnavailable(
                 f"{self._place} broke off request {job.request.id!r} after {len(job.text)} "
                 "characters, without saying why; send it again"
             )
 
+    def _take(self, job: Job, chunk: dict[str, Any]) -> None:
+        try:
+            job.take(chunk)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ServerUnavailable(
+                f"{self._place} answers request {job.request.id!r} with something else than the "
+                f"OpenAI protocol ({type(error).__name__}: {error}); correct base_url, or leave "
+                "out what the server does not know, such as logprobs"
+            ) from None
+
     async def _score(
         self, request: Request, continuations: Sequence[str | Sequence[int]]
     ) -> list[Score]:
         tokens = self._profile.tokens
         assert isinstance(tokens, ServerTokens), "the capability is declared only with them"
+        self._profile.offers.check(request, COMPLETIONS, self._place)
         job = Job(request)
         await fit(self._profile, self._api, job, self._place)
         prompt = job.sent_ids or await prompt_ids(tokens, request)
@@ -196,15 +223,17 @@ class OpenAIEngine:
                     f"leaves room for {room - 1} after the prompt; shorten one of them"
                 )
             wanted.append(ids)
-        return await _together([self._logprobs(prompt, ids) for ids in wanted])
+        kept_apart = salt(request.tenant)
+        return await _together([self._logprobs(prompt, ids, kept_apart) for ids in wanted])
 
-    async def _logprobs(self, prompt: list[int], ids: list[int]) -> Score:
+    async def _logprobs(self, prompt: list[int], ids: list[int], extra: dict[str, Any]) -> Score:
         body = {
             "model": self.model,
             "prompt": [*prompt, *ids],
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": 0,
+            **extra,
         }
         async with self._slots:
             answer = await self._connection.post("/completions", body)

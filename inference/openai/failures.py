@@ -47,12 +47,20 @@ def translate(error: Exception, address: Address) -> InferenceError:
             f"server {address.url} cannot be reached ({address.redact(_line(cause or error))}; "
             f"tries: {address.retries + 1}); start it, or correct base_url"
         )
+    if isinstance(error, openai.APIError) and _blames_request(error.body):
+        return InferenceInputError(f"server {address.url} refuses the request: {said}")
     if isinstance(error, openai.APIError):
         return ServerUnavailable(f"server {address.url} failed in mid-answer: {said}")
     return ServerUnavailable(
         f"server {address.url} answers with something else than the OpenAI protocol ({said}); "
         "correct base_url, which mostly ends in /v1"
     )
+
+
+def _blames_request(body: object) -> bool:
+    """True for an error inside a stream that a status of its own would have told as 4xx."""
+    code = body.get("code") if isinstance(body, dict) else None
+    return isinstance(code, int) and code in (400, 404, 413, 422)
 
 
 def _of_status(error: openai.APIStatusError, address: Address) -> InferenceError:
@@ -75,10 +83,12 @@ def _of_status(error: openai.APIStatusError, address: Address) -> InferenceError
             "mostly ends in /v1"
         )
     if status == 429 or status >= 500:
-        return ServerUnavailable(
+        failure = ServerUnavailable(
             f"{place} answers with status {status} (tries: {address.retries + 1}): {said}; "
             "try again later or raise retries"
         )
+        failure.status = status
+        return failure
     if error.code == "context_length_exceeded" or _TOO_LONG.search(said):
         return PromptTooLong(f"{place} refuses the length: {said}; shorten the prompt")
     return InferenceInputError(f"{place} refuses the request (status {status}): {said}")

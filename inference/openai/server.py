@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from inference.errors import (
     UnknownName,
 )
 from inference.openai.connection import Address, Connection, is_loopback
+from inference.openai.offers import CHAT, COMPLETIONS, Offers, probe
 from inference.openai.tokens import LocalTokens, ServerTokens, Tokens
 from inference.requests import Message
 from inference.suggest import nearest
@@ -31,7 +32,8 @@ class Profile:
     """One model of one server, as discovered when the engine opened.
 
     `is_vllm` allows what vLLM adds to the protocol: more sampling parameters, token ids in the
-    answer, log-probabilities of the prompt. `tokens` is None where nobody counts.
+    answer, log-probabilities of the prompt. `tokens` is None where nobody counts; `offers` is
+    what the endpoints do beyond plain text.
     """
 
     model: str
@@ -39,6 +41,7 @@ class Profile:
     capabilities: frozenset[Capability]
     is_vllm: bool = False
     tokens: Tokens | None = None
+    offers: Offers = field(default_factory=Offers)
 
 
 def address(config: OpenAIConfig) -> Address:
@@ -124,7 +127,13 @@ async def discover(connection: Connection, config: OpenAIConfig) -> Profile:
     if is_vllm and config.api != "chat" and isinstance(tokens, ServerTokens):
         able.add(Capability.SCORE)
     context = _context(place, model, row.get("max_model_len"), config.context_length)
-    return Profile(model, context, frozenset(able), is_vllm, tokens)
+    endpoints = {CHAT: Capability.CHAT in able, COMPLETIONS: config.api != "chat"}
+    offers = await probe(connection, model, [at for at, on in endpoints.items() if on], is_vllm)
+    if any(kind == "json_schema" for _, kind in offers.grammars):
+        able.add(Capability.GRAMMAR)
+    if offers.logprobs:
+        able.add(Capability.LOGPROBS)
+    return Profile(model, context, frozenset(able), is_vllm, tokens, offers)
 
 
 def _row(place: str, rows: dict[str, dict[str, Any]], model: str | None) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The `vllm` engine: vLLM's own server as a child process of this one."""
+"""The `vllm` engine: vLLM in this process, or its own server as a child of it."""

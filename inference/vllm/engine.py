@@ -1,19 +1,29 @@
 """The engine over a vLLM server of its own.
 
-Not verified: a GPU, and the server of a vLLM installed in this very environment. vLLM inside this
-process (`vllm.LLM`) is not used.
+Not verified: a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
-from inference.engine import Capability, OpenAIConfig, VLLMConfig
+from inference.engine import Capability, Engine, OpenAIConfig, VLLMConfig
 from inference.models import resolve
 from inference.openai.connection import Address
 from inference.openai.engine import OpenAIEngine
 from inference.requests import Chunk, Output, Request, Score
-from inference.vllm.server import Server, interpreter
+from inference.vllm.server import Server, importable, interpreter
+
+
+def open_engine(config: VLLMConfig) -> Engine:
+    """vLLM inside this process where it can be imported and none is open here, else a server."""
+    if importable():
+        from inference.vllm.inprocess import InProcessEngine
+
+        engine = InProcessEngine.first(config)
+        if engine is not None:
+            return engine
+    return VLLMEngine.from_config(config)
 
 
 class VLLMEngine:

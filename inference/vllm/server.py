@@ -1,9 +1,13 @@
-"""vLLM's OpenAI server as a child: started on loopback, watched until healthy, ended with us."""
+"""vLLM's OpenAI server as a child: started on loopback, watched until healthy, ended with us.
+
+It runs under `watch.py`, which ends it when this process is gone, however that went.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -22,6 +26,15 @@ from inference.errors import InferenceInputError, ServerTimeout, ServerUnavailab
 
 ENVIRONMENT = "RAGWRIGHT_VLLM_ENV"
 PROJECT = Path(__file__).resolve().parents[2]
+WATCH = Path(__file__).with_name("watch.py")
+
+GRAMMARS = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""How vLLM is to hold an answer to a grammar: like the native engine, without blanks in JSON."""
+
+
+def importable() -> bool:
+    """True if vLLM is to run in this process: it is installed here, and no environment is named."""
+    return not os.environ.get(ENVIRONMENT) and find_spec("vllm") is not None
 
 
 def interpreter() -> Path:
@@ -29,10 +42,9 @@ def interpreter() -> Path:
 
     Raises InferenceInputError, with the way to make one, where there is none.
     """
-    named = os.environ.get(ENVIRONMENT)
-    if not named and find_spec("vllm") is not None:
+    if importable():
         return Path(sys.executable)
-    folder = Path(named or PROJECT / ".venv-vllm")
+    folder = Path(os.environ.get(ENVIRONMENT) or PROJECT / ".venv-vllm")
     python = folder.expanduser().absolute() / "bin" / "python"
     packages = folder.expanduser().glob("lib/python3*/site-packages/vllm/__init__.py")
     if not python.is_file() or not any(packages):
@@ -56,8 +68,8 @@ class Server:
         self._log = Path(self._home.name) / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [str(python), *_arguments(config, folder, self._port)],
-                stdin=subprocess.DEVNULL,
+                watched(python, Path(self._home.name), _arguments(config, folder, self._port)),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._home.name,
@@ -73,7 +85,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Process id of the server, which is also that of its process group."""
+        """Process id of what watches the server, which is also that of their process group."""
         return self._process.pid
 
     def _wait(self, seconds: float) -> None:
@@ -98,11 +110,14 @@ class Server:
         )
 
     def _last_words(self) -> str:
-        """The last error in the log, or its last line."""
+        """The last error in the log with what explains it, or the last line."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         lines = [line.strip() for line in lines if line.strip()]
-        told = [line for line in lines if "Error: " in line] or lines
-        return told[-1][-400:] if told else "it wrote nothing"
+        if not lines:
+            return "it wrote nothing"
+        at = max((at for at, line in enumerate(lines) if "Error: " in line), default=-1)
+        told = lines[at : at + 2] if at >= 0 else lines[-1:]  # pydantic's errors take two lines
+        return " ".join(line[:400] for line in told)
 
     def close(self) -> None:
         """End the server and its workers; harmless when repeated."""
@@ -117,7 +132,14 @@ class Server:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
                 continue
+        assert self._process.stdin is not None, "it was started with a pipe"
+        self._process.stdin.close()
         self._home.cleanup()
+
+
+def watched(python: Path, folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Command that runs `python` with the arguments while its standard input stays open."""
+    return [str(python), "-I", str(WATCH), str(folder), str(python), *arguments]
 
 
 def _free_port() -> int:
@@ -140,6 +162,7 @@ def _arguments(config: VLLMConfig, folder: Path, port: int) -> Sequence[str]:
         "--enable-prefix-caching",
         "--enable-prompt-tokens-details",
         "--disable-uvicorn-access-log",
+        f"--structured-outputs-config={json.dumps(GRAMMARS)}",
         *length,
     ]
 

@@ -1,14 +1,15 @@
 """The engine contract over every row of the engine table, each on a real model.
 
 `native` and `openai` run a tiny one, the latter in a server of transformers; `vllm` runs the
-default model in vLLM's server where `make vllm-env` was made.
+default model in vLLM's server where `make vllm-env` was made, and inside this process where vLLM
+is installed (tests/integration runs this file there).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from inference import (
     Capability,
     Engine,
     FinishReason,
+    Grammar,
     InferenceError,
     InferenceInputError,
     Message,
@@ -131,14 +133,34 @@ def test_scores_are_log_probabilities(engine: Engine) -> None:
     assert all(len(score.token_ids) == len(score.logprobs) for score in scores)
 
 
-def test_each_token_has_a_log_probability(engine: Engine) -> None:
+def test_an_answer_keeps_to_its_grammar(engine: Engine) -> None:
+    if Capability.GRAMMAR not in engine.capabilities:
+        pytest.skip("this engine does not keep to grammars")
+    grammar = Grammar.json_schema({"enum": ["left", "right"]})
+    request = Request(
+        messages=[Message("user", "the fox")],
+        grammar=grammar,
+        sampling=SamplingParams(max_tokens=40),
+    )
+    (output,) = engine.generate([request])
+    assert json.loads(output.text) in ("left", "right")
+    assert output.notes["grammar"] == {"kind": "json_schema", "complete": True}
+    with pytest.raises(InferenceInputError, match="cannot be compiled"):
+        engine.generate([Request(prompt="x", grammar=Grammar.json_schema({"pattern": "[z-a]"}))])
+
+
+def test_log_probabilities_come_with_every_token(engine: Engine) -> None:
     if Capability.LOGPROBS not in engine.capabilities:
-        pytest.skip("this engine gives no log-probabilities of tokens")
-    (output,) = engine.generate([replace(_request(), logprobs=2)])
-    assert len(output.logprobs) == output.usage.completion_tokens
-    for entry in output.logprobs:
-        assert entry.logprob <= 0 and len(entry.top) == 2
-        assert entry.top[0][1] >= entry.top[1][1] and entry.top[0] == (entry.text, entry.logprob)
+        pytest.skip("this engine gives no log-probabilities")
+    sampling = SamplingParams(max_tokens=6)
+    (output,) = engine.generate(
+        [Request(messages=[Message("user", "the fox")], sampling=sampling, logprobs=2)]
+    )
+    assert [one.id for one in output.logprobs] == list(output.token_ids)
+    for one in output.logprobs:
+        assert one.top[0] == (one.text, one.logprob)
+        assert 0 >= one.top[0][1] >= one.top[1][1]
+        assert len(one.top) == 2
 
 
 def test_aborting_what_does_not_run_says_so(engine: Engine) -> None:

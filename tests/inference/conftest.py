@@ -1,4 +1,4 @@
-"""Engines over tiny checkpoints, opened once per session."""
+"""Engines over tiny checkpoints, opened once per session, and over a server that misbehaves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from inference.engine import NativeConfig
+from inference.engine import NativeConfig, OpenAIConfig
 from inference.native.engine import NativeEngine
+from inference.openai.engine import OpenAIEngine
+from tests.inference.misbehaving import KEY, Naughty, misbehaving
 from tests.inference.tiny import checkpoint
 
 
@@ -32,4 +34,28 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Nat
 
     yield get
     for engine in engines.values():
+        engine.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Naughty]:
+    with misbehaving() as naughty:
+        yield naughty
+
+
+@pytest.fixture
+def opened(server: Naughty, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Open the engine on the server, with a key; every engine is closed in the end."""
+    monkeypatch.setenv("RAGWRIGHT_OPENAI_API_KEY", KEY)
+    engines: list[OpenAIEngine] = []
+
+    def open_engine(**options: Any) -> OpenAIEngine:
+        config = OpenAIConfig(
+            **{"base_url": server.url, "model": "small", "context_length": 64, **options}
+        )
+        engines.append(OpenAIEngine.from_config(config))
+        return engines[-1]
+
+    yield open_engine
+    for engine in engines:
         engine.close()

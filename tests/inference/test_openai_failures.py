@@ -1,4 +1,4 @@
-"""What the `openai` engine does when its server fails: a small server on loopback that misbehaves.
+"""What the `openai` engine does when its server fails.
 
 Only error paths are exercised here; what works is tested on real servers in tests/conformance and
 tests/integration.
@@ -7,18 +7,21 @@ tests/integration.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from threading import Thread
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from inference import InferenceError, InferenceInputError, Message, Request, SamplingParams
+from inference import (
+    InferenceError,
+    InferenceInputError,
+    Message,
+    Request,
+    SamplingParams,
+)
 from inference.engine import OpenAIConfig
 from inference.errors import (
     AccessDenied,
@@ -31,103 +34,7 @@ from inference.errors import (
 from inference.grammar import Grammar
 from inference.openai.engine import OpenAIEngine
 from inference.openai.server import address
-
-KEY = "sk-a-key-that-nobody-may-see"
-MODELS = {"data": [{"id": "small"}, {"id": "large", "max_model_len": 64}]}
-PIECE = {"choices": [{"index": 0, "text": "half", "delta": {"content": "half"}}]}
-
-Answer = Callable[["Handler"], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Lists its models, and answers the rest as the test says."""
-
-    server: Naughty
-
-    def do_GET(self) -> None:
-        self.server.keys.append(self.headers.get("Authorization"))
-        self.server.listing(self)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.times.append(time.monotonic())
-        self.server.answers.pop(0)(self)
-
-    def reply(self, status: int, body: object, **headers: str) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def pieces(self, *objects: object) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        for one in objects:
-            self.wfile.write(f"data: {json.dumps(one)}\n\n".encode())
-            self.wfile.flush()
-
-    def log_message(self, *_: object) -> None:
-        """Standard error stays clean."""
-
-
-class Naughty(ThreadingHTTPServer):
-    """Keeps what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.keys: list[str | None] = []
-        self.times: list[float] = []
-        self.answers: list[Answer] = []
-        self.listing: Answer = lambda handler: handler.reply(200, MODELS)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-@pytest.fixture
-def server() -> Iterator[Naughty]:
-    with Naughty() as naughty:
-        thread = Thread(target=naughty.serve_forever, args=(0.02,))
-        thread.start()
-        yield naughty
-        naughty.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def opened(server: Naughty, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Open the engine on the server, with a key; every engine is closed in the end."""
-    monkeypatch.setenv("RAGWRIGHT_OPENAI_API_KEY", KEY)
-    engines: list[OpenAIEngine] = []
-
-    def open_engine(**options: Any) -> OpenAIEngine:
-        config = OpenAIConfig(
-            **{"base_url": server.url, "model": "small", "context_length": 64, **options}
-        )
-        engines.append(OpenAIEngine.from_config(config))
-        return engines[-1]
-
-    yield open_engine
-    for engine in engines:
-        engine.close()
-
-
-def finish(handler: Handler) -> None:
-    handler.pieces(PIECE, {"choices": [{"index": 0, "finish_reason": "stop"}]})
-
-
-def fails(status: int, message: str = "out of order", **headers: str) -> Answer:
-    error = {"error": {"message": message, "code": None}}
-    return lambda handler: handler.reply(status, error, **headers)
-
+from tests.inference.misbehaving import KEY, PIECE, Handler, Naughty, fails, finish
 
 REQUEST = Request(prompt="x")
 
@@ -204,6 +111,17 @@ def test_an_error_inside_a_stream_is_told(
     server.answers = [lambda handler: handler.pieces(PIECE, {"error": {"message": "cache full"}})]
     with pytest.raises(ServerUnavailable, match="cache full"):
         opened().generate([REQUEST])
+
+
+@pytest.mark.parametrize(("code", "kind"), [(400, InferenceInputError), (500, ServerUnavailable)])
+def test_an_error_inside_a_stream_says_who_is_to_blame(
+    code: int, kind: type[Exception], server: Naughty, opened: Callable[..., OpenAIEngine]
+) -> None:
+    error = {"error": {"message": "no such schema", "code": code}}
+    server.answers = [lambda handler: handler.pieces(error)]
+    with pytest.raises(InferenceError, match="no such schema") as caught:
+        opened().generate([REQUEST])
+    assert isinstance(caught.value, kind)
 
 
 def test_a_context_overflow_is_a_prompt_too_long(
@@ -283,8 +201,14 @@ def test_what_the_server_cannot_do_is_refused_by_name(opened: Callable[..., Open
         engine.count_tokens(REQUEST)
     with pytest.raises(Unsupported, match="tokenizer"):
         engine.generate([Request(prompt="x", truncate="left")])
-    with pytest.raises(Unsupported, match="grammar"):
+    with pytest.raises(Unsupported, match=r"grammar \(regex\).*/completions.*: none"):
         engine.generate([Request(prompt="x", grammar=Grammar.regex("[a-z]+"))])
+    with pytest.raises(Unsupported, match=r"logprobs=3.*/chat/completions"):
+        engine.generate([Request(messages=[Message("user", "x")], logprobs=3)])
+    with pytest.raises(Unsupported, match="tenant 'me'"):
+        engine.generate([Request(prompt="x", tenant="me")])
+    with pytest.raises(Unsupported, match="adapter 'law'"):
+        engine.generate([Request(prompt="x", adapters=("law",))])
     with pytest.raises(Unsupported, match="score"):
         engine.score(REQUEST, ["y"])
     with pytest.raises(Unsupported, match="api: chat"):

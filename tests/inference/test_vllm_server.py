@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from inference.engine import VLLMConfig
 from inference.errors import InferenceInputError, ServerUnavailable
-from inference.vllm.server import Server
+from inference.vllm.server import Server, importable
 
 
 @pytest.fixture
@@ -43,3 +43,13 @@ def test_a_server_that_ends_while_it_starts_is_quoted(
 def test_a_workflow_cannot_name_programs_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="environment"):
         VLLMConfig.model_validate({"environment": str(tmp_path)})
+
+
+def test_a_named_environment_keeps_vllm_out_of_this_process(
+    hollow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAGWRIGHT_VLLM_ENV", raising=False)
+    monkeypatch.syspath_prepend(str(hollow / "lib" / "python3.11" / "site-packages"))
+    assert importable()
+    monkeypatch.setenv("RAGWRIGHT_VLLM_ENV", str(hollow))
+    assert not importable()

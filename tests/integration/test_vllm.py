@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
-from inference import FinishReason, Message, Request, SamplingParams
+from inference import (
+    Engine,
+    FinishReason,
+    Grammar,
+    InferenceInputError,
+    Message,
+    Request,
+    SamplingParams,
+)
 from inference.engine import OpenAIConfig, VLLMConfig
 from inference.native.engine import NativeEngine
 from inference.openai.engine import OpenAIEngine
@@ -27,10 +37,17 @@ DATA = Path(__file__).resolve().parents[2] / "data" / "corpus" / "structures"
 
 
 @pytest.fixture
-def remote(vllm_engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIEngine]:
+def vllm_server(vllm_engine: Engine) -> VLLMEngine:
+    if not isinstance(vllm_engine, VLLMEngine):
+        pytest.skip("vLLM runs in this process; there is no server")
+    return vllm_engine
+
+
+@pytest.fixture
+def remote(vllm_server: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIEngine]:
     """The `openai` engine on vLLM's server, set up by the environment alone."""
-    monkeypatch.setenv("RAGWRIGHT_OPENAI_BASE_URL", vllm_engine.server.url)
-    monkeypatch.setenv("RAGWRIGHT_OPENAI_API_KEY", vllm_engine.server.key)
+    monkeypatch.setenv("RAGWRIGHT_OPENAI_BASE_URL", vllm_server.server.url)
+    monkeypatch.setenv("RAGWRIGHT_OPENAI_API_KEY", vllm_server.server.key)
     engine = OpenAIEngine.from_config(OpenAIConfig())
     yield engine
     engine.close()
@@ -62,6 +79,58 @@ def test_greedy_and_scores_agree_with_the_native_engine(
     ):
         assert theirs.token_ids == ours.token_ids
         assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-3)
+
+
+def test_grammars_of_each_kind_hold_at_both_endpoints(remote: OpenAIEngine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "capital": {"type": "boolean"}},
+        "required": ["city", "capital"],
+    }
+    judges: dict[Grammar, Callable[[str], object]] = {
+        Grammar.json_schema(schema): lambda text: jsonschema.validate(json.loads(text), schema),
+        Grammar.regex("[a-c]{2,4}-(north|south)"): lambda text: text.index("th"),
+        Grammar.ebnf('root ::= "(" root ")" | "x"'): lambda text: text.strip("()").index("x"),
+    }
+    for grammar, judge in judges.items():
+        for base in (_request("Is Paris the capital of France?", 60), Request(prompt="Paris")):
+            (output,) = remote.generate([replace(base, grammar=grammar)])
+            assert output.finish_reason is FinishReason.STOP
+            assert output.notes["grammar"] == {"kind": grammar.kind, "complete": True}
+            judge(output.text)
+    cut = replace(_request("Paris?", 3), grammar=Grammar.regex("a{50}"))
+    assert remote.generate([cut])[0].notes["grammar"]["complete"] is False
+    (unknown,) = [replace(cut, grammar=Grammar.json_schema({"type": "integer", "multipleOf": 7}))]
+    with pytest.raises(InferenceInputError, match="not supported by xgrammar"):
+        remote.generate([unknown])
+
+
+def test_log_probabilities_are_those_of_the_native_engine(
+    remote: OpenAIEngine, default_engine: NativeEngine
+) -> None:
+    for base in (_request("Name three rivers of Europe."), Request(prompt="The Danube")):
+        request = replace(base, sampling=SamplingParams(max_tokens=12), logprobs=3)
+        (output,) = remote.generate([request])
+        assert [one.id for one in output.logprobs] == list(output.token_ids)
+        (score,) = default_engine.score(base, [output.token_ids])
+        found = [one.logprob for one in output.logprobs]
+        assert found == pytest.approx(score.logprobs, abs=1e-3)
+        assert all(one.top[0] == (one.text, one.logprob) for one in output.logprobs)
+
+
+def test_tenants_share_no_cached_prefix(remote: OpenAIEngine) -> None:
+    text = "The river runs north, and the keys lie in the drawer of the old desk. " * 20
+    asked = [Request(prompt=text, tenant=tenant) for tenant in ("", "", "a/@", "a/@", "b", "")]
+    cached = [remote.generate([request])[0].usage.cached_tokens for request in asked]
+    assert [found > 0 for found in cached] == [False, True, False, True, False, True]
+
+
+def test_adapters_are_refused_by_name(remote: OpenAIEngine) -> None:
+    request = Request(prompt="x", adapters=("law",))
+    with pytest.raises(InferenceInputError, match="adapter 'law'"):
+        remote.generate([request])
+    with pytest.raises(InferenceInputError, match="adapter 'law'"):
+        remote.score(request, ["y"])
 
 
 def test_every_sampling_parameter_arrives(remote: OpenAIEngine) -> None:
@@ -141,5 +210,5 @@ def test_shipped_workflows_run(
     assert os.environ["RAGWRIGHT_OPENAI_API_KEY"] not in out + err
 
 
-def test_the_engine_has_what_its_row_promises(vllm_engine: VLLMEngine) -> None:
+def test_the_engine_has_what_its_row_promises(vllm_engine: Engine) -> None:
     assert vllm_engine.capabilities == VLLMConfig.provides
