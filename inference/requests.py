@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from inference.budget import Usage
-from inference.errors import InferenceInputError, RequestFailed
+from inference.errors import InferenceInputError, RequestFailed, Unsupported
 from inference.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -166,6 +166,20 @@ class Request:
                 f"request {self.id!r} gives a grammar and the stop string "
                 f"{self.sampling.stop[0]!r}, which could cut an answer before it is complete; "
                 "leave out stop: the grammar says where the answer ends"
+            )
+
+
+NATIVE_ONLY = ("adapters", "kv", "past", "guidance", "taps", "skip_layers")
+"""Fields that only the native engine honours."""
+
+
+def refuse_native_only(request: Request, place: str) -> None:
+    """Raise Unsupported, naming the field, for what only the native engine does."""
+    for name in NATIVE_ONLY:
+        if getattr(request, name):
+            raise Unsupported(
+                f"request {request.id!r} gives {name}, and {place} cannot honour it; "
+                "leave it out, or use the native engine for it"
             )
 
 

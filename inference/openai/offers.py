@@ -15,7 +15,7 @@ from typing import Any
 from inference.errors import InferenceInputError, ServerUnavailable, Unsupported
 from inference.grammar.spec import Grammar, Kind
 from inference.openai.connection import Connection
-from inference.requests import Request, TokenLogprob
+from inference.requests import Request, TokenLogprob, refuse_native_only
 
 CHAT = "chat/completions"
 COMPLETIONS = "completions"
@@ -63,11 +63,7 @@ class Offers:
                 "known to keep what it caches of tenants apart; leave it out, or use the native "
                 "engine for it"
             )
-        if request.adapters:
-            raise Unsupported(
-                f"request {request.id!r} names the adapter {request.adapters[0]!r}, and {place} "
-                "cannot be given adapters; leave it out, or use the native engine for it"
-            )
+        refuse_native_only(request, place)
 
 
 def constraint(grammar: Grammar) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference.engine import Capability, VLLMConfig
-from inference.errors import InferenceError, InferenceInputError, PromptTooLong, Unsupported
+from inference.errors import InferenceError, InferenceInputError, PromptTooLong
 from inference.models import resolve
 from inference.native.prompts import continuation_ids, encode, fit
-from inference.requests import Chunk, Output, Request, Score
+from inference.requests import Chunk, Output, Request, Score, refuse_native_only
 from inference.running import Running
 from inference.vllm.loop import Loop
 from inference.vllm.server import GRAMMARS
@@ -133,7 +133,7 @@ class InProcessEngine:
         """
         from inference.vllm.tasks import Scoring
 
-        self._check(request)
+        refuse_native_only(request, "the engine vllm")
         pieces = continuation_ids(self, request, continuations)
         prompt, _ = fit(self, request, encode(self, request))
         for at, piece in enumerate(pieces):
@@ -186,18 +186,11 @@ class InProcessEngine:
         with suppress(InferenceError):  # a closed engine has ended it already
             self._loop.abort(task)
 
-    def _check(self, request: Request) -> None:
-        if request.adapters:
-            raise Unsupported(
-                f"request {request.id!r} names the adapter {request.adapters[0]!r}, and the engine "
-                "vllm takes none; leave it out, or use the native engine for it"
-            )
-
     def _answer(self, request: Request, emit: Callable[[Chunk | Exception], object]) -> Answer:
         """A checked request, its prompt encoded and its grammar compiled."""
         from inference.vllm.tasks import Answer
 
-        self._check(request)
+        refuse_native_only(request, "the engine vllm")
         ids, truncated = fit(self, request, encode(self, request))
         matcher = None if request.grammar is None else self._judge.matcher(request.grammar)
         return Answer(request, ids, truncated, self.context_length - len(ids), matcher, emit)

@@ -32,8 +32,11 @@ from inference.errors import (
     Unsupported,
 )
 from inference.grammar import Grammar
+from inference.guidance import Context, ContextAware
+from inference.kv import StreamingLLM
 from inference.openai.engine import OpenAIEngine
 from inference.openai.server import address
+from inference.taps import Taps
 from tests.inference.misbehaving import KEY, PIECE, Handler, Naughty, fails, finish
 
 REQUEST = Request(prompt="x")
@@ -207,8 +210,15 @@ def test_what_the_server_cannot_do_is_refused_by_name(opened: Callable[..., Open
         engine.generate([Request(messages=[Message("user", "x")], logprobs=3)])
     with pytest.raises(Unsupported, match="tenant 'me'"):
         engine.generate([Request(prompt="x", tenant="me")])
-    with pytest.raises(Unsupported, match="adapter 'law'"):
-        engine.generate([Request(prompt="x", adapters=("law",))])
+    for field, value in (
+        ("adapters", ("law",)),
+        ("kv", StreamingLLM()),
+        ("guidance", ContextAware(Context(prompt="y"))),
+        ("taps", Taps(print)),
+        ("skip_layers", (0, 1)),
+    ):
+        with pytest.raises(Unsupported, match=f"gives {field}, and server"):
+            engine.generate([Request(prompt="x", **{field: value})])
     with pytest.raises(Unsupported, match="score"):
         engine.score(REQUEST, ["y"])
     with pytest.raises(Unsupported, match="api: chat"):
