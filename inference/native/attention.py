@@ -32,8 +32,13 @@ def attend(
     kv_heads = heads.key.shape[1]
     grouped = heads.query.unflatten(1, (kv_heads, -1))  # [rows, kv_heads, groups, head_dim]
     plan = step.plan(window, grouped.dtype)
+
+    def alone(view: View) -> torch.Tensor:
+        read = _chunk if view.rows > 1 else _single
+        return read(step, layer, view, grouped, scale, window)
+
     if len(step.views) == 1 and plan.alone:
-        output = _alone(step, layer, plan.alone[0], grouped, scale, window)
+        output = alone(plan.alone[0])
     elif plan.pads and plan.pads[0].rows is None:
         output = _together(step, layer, plan.pads[0], grouped, scale)
     else:
@@ -41,8 +46,7 @@ def attend(
         for pad in plan.pads:
             output[pad.rows] = _together(step, layer, pad, grouped, scale)
         for view in plan.alone:
-            found = _alone(step, layer, view, grouped, scale, window)
-            output[view.start : view.end] = found
+            output[view.start : view.end] = alone(view)
     for view in step.views:
         if view.cache is not None:
             output[view.start : view.end] = view.cache.attend(layer, view, heads, scale, window)
@@ -65,18 +69,6 @@ def _together(
         attn_mask=pad.mask,
         scale=scale,
     )
-
-
-def _alone(
-    step: Step,
-    layer: int,
-    view: View,
-    grouped: torch.Tensor,
-    scale: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    """The rows of one sequence: [rows, kv_heads, groups, head_dim]."""
-    return (_chunk if view.rows > 1 else _single)(step, layer, view, grouped, scale, window)
 
 
 def _single(

@@ -87,6 +87,8 @@ class Core:
             except BaseException as error:
                 done.set_exception(error)
 
+        if self._thread is threading.current_thread():  # a sink, or a policy
+            return act()
         with self._changed:
             if self._closed:
                 raise InferenceError("the engine is closed; open it again")
