@@ -63,9 +63,9 @@ class Lean:
                 Layer(self, found, at, pack=pack) for at in range(int(config.num_hidden_layers))
             ]
             self._norm = self.tensor(found, "model.norm.weight")
-            tied = "lm_head.weight" not in found
+            self._tied = bool(getattr(config, "tie_word_embeddings", False))
             self._head = Linear(
-                self.tensor(found, "model.embed_tokens.weight" if tied else "lm_head.weight"),
+                self.tensor(found, "model.embed_tokens.weight" if self._tied else "lm_head.weight"),
                 pack=pack,
             )
         # Opened again, so that only rows that are looked up are ever read into memory.
@@ -82,7 +82,7 @@ class Lean:
         """Bytes of the weights as their shapes and type give them, tied ones once."""
         inner = sum(layer.elements for layer in self.layers)
         head = self._head.shape[0] * self._head.shape[1]
-        table = 0 if "lm_head.weight" not in self._file else self._table.numel()
+        table = 0 if self._tied else self._table.numel()
         return int((inner + head + table) * self.dtype.itemsize)
 
     def vectors(self) -> Iterator[torch.Tensor]:
