@@ -61,6 +61,12 @@ class BrokenLogits(InferenceError):
     code = "broken_logits"
 
 
+class TapFailed(InferenceError):
+    """The sink of a request's taps raised."""
+
+    code = "tap_failed"
+
+
 class RequestFailed(InferenceError):
     """A request could not be finished; `code` is that of what stopped it."""
 

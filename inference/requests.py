@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from inference.budget import Usage
-from inference.errors import InferenceInputError, RequestFailed, Unsupported
+from inference.errors import AdapterInputError, InferenceInputError, RequestFailed, Unsupported
 from inference.grammar import Grammar
 
 if TYPE_CHECKING:
@@ -103,6 +103,19 @@ def _refused(name: str, value: object, rule: str) -> InferenceInputError:
     return InferenceInputError(f"sampling parameter {name}={value!r} must be {rule}")
 
 
+def require_names(place: str, adapters: object) -> None:
+    """Raise AdapterInputError unless `adapters` are different names in a tuple or list."""
+    if not isinstance(adapters, tuple | list) or not all(
+        isinstance(name, str) and name for name in adapters
+    ):
+        raise AdapterInputError(
+            f"{place} has adapters={adapters!r}; give a tuple of the names they are attached under"
+        )
+    twice = [name for at, name in enumerate(adapters) if name in adapters[:at]]
+    if twice:
+        raise AdapterInputError(f"{place} names adapter {twice[0]!r} more than once; name it once")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One generation: exactly one of `prompt`, `messages` and `token_ids` is given.
@@ -161,6 +174,7 @@ class Request:
             raise InferenceInputError(
                 f"request {self.id!r} has tenant={self.tenant!r}; give a text, or leave it out"
             )
+        require_names(f"request {self.id!r}", self.adapters)
         if self.grammar is not None and self.sampling.stop:
             raise InferenceInputError(
                 f"request {self.id!r} gives a grammar and the stop string "

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from inference.errors import InferenceInputError
+from inference.requests import Message, require_names
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from inference.requests import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,7 @@ class Context:
                 f"a guiding context gives {given or 'nothing'}; "
                 "give exactly one of prompt, messages, token_ids, and not an empty one"
             )
+        require_names("a guiding context", self.adapters)
 
 
 class Guidance(Protocol):

@@ -34,6 +34,11 @@ class Admission:
         self.running: Running[Job] = Running()
         self._model = model
         self._core = core
+        self._adapters = (
+            Adapters(Shape.of_config(model.config, model.network.dtype, model.device))
+            if model.lean is not None
+            else None
+        )
 
     @contextmanager
     def admit(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
@@ -52,9 +57,9 @@ class Admission:
                     self._equip(job)
                 yield jobs
             finally:
-                if "adapters" in self.__dict__:
+                if self._adapters is not None:
                     for job in jobs:
-                        self.adapters.release(job.request.id)
+                        self._adapters.release(job.request.id)
 
     def rows(self, job: Job) -> tuple[Row, ...]:
         """The sequences of a job: its own, then those of its guiding contexts."""
@@ -75,16 +80,16 @@ class Admission:
         """Compile a grammar now, so that admitting it later is quick."""
         self._grammars.compile(grammar)
 
-    @cached_property
+    @property
     def adapters(self) -> Adapters:
         """What is attached; Unsupported where the model's forward pass takes no adapters."""
-        model = self._model
-        if model.lean is None:
+        if self._adapters is None:
+            model = self._model
             raise Unsupported(
                 f"model {model.name!r} of type {model.config.model_type!r} takes no adapters; "
                 "choose a model of the Llama, Qwen2, Qwen3, Mistral or SmolLM family"
             )
-        return Adapters(Shape.of_config(model.config, model.network.dtype, model.device))
+        return self._adapters
 
     @cached_property
     def _grammars(self) -> Compiler:

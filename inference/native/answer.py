@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from inference.budget import Usage
-from inference.errors import InferenceError
+from inference.errors import InferenceError, TapFailed
 from inference.idealized import IdealizedRuntime
 from inference.native.logprobs import token_logprob
 from inference.native.model import Model
@@ -66,15 +66,19 @@ class Answer:
         """Start the clock."""
         self._started = time.monotonic()
 
-    def stepped(self, tapped: Sequence[Tapped]) -> None:
+    def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:
         """Count a forward pass and the entries held after it, and show what is watched."""
         self._forwards += 1
         self._peak = max(self._peak, sum(self._bytes(row) for row in self.rows))
         self._read_tokens = max(self._read_tokens, self.rows[0].cached)
         self._reused = self.rows[0].reused
-        if self.job.request.taps is not None:
+        try:
             for one in tapped:
-                self.job.request.taps.sink(one)
+                self._show(one)
+        except TapFailed as error:
+            self._error = error
+            return FinishReason.FAILED
+        return None
 
     def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
         """Draw the next token from logits [1, vocabulary]; the reason if it is the last.
@@ -130,8 +134,19 @@ class Answer:
             raise AssertionError(f"token {token} was chosen against the mask")
         if request.taps is not None and request.taps.logits:
             processed = process(row, request.sampling, ids).float()
-            request.taps.sink(Choice(len(ids), raw.clone(), processed, token))
+            self._show(Choice(len(ids), raw.clone(), processed, token))
         return token
+
+    def _show(self, seen: Tapped | Choice) -> None:
+        """Call the request's sink; TapFailed if it raises."""
+        assert self.job.request.taps is not None
+        try:
+            self.job.request.taps.sink(seen)
+        except Exception as error:
+            raise TapFailed(
+                f"the tap of request {self.job.request.id!r} raised {type(error).__name__}: "
+                f"{error}; correct its sink"
+            ) from error
 
     def end(self, reason: FinishReason) -> None:
         """Settle the text and emit the output."""

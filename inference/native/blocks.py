@@ -73,14 +73,22 @@ class BlockManager:
         seq.published = len(seq.blocks)
         seq.cached = seq.published * self.size
 
+    def writable(self, seq: Sequence) -> int:
+        """How many tokens after `cached` a sequence can have without taking from others."""
+        if seq.cache is not None:
+            return (self.free + 1) * self.size  # its reserve has a block's worth of slack
+        shared = len(self._shared(seq))
+        if shared > self.free:
+            return 0
+        return (len(seq.blocks) + self.free - shared) * self.size - seq.cached
+
     def grow(self, seq: Sequence, tokens: int) -> bool:
         """Blocks for the first `tokens` of `seq`, writable after `cached`; False if too few.
 
         A shared block that is about to be written to is replaced by an own one, and the pair is
         left in `copies` for whoever holds the tensors. Nothing changes where there are too few.
         """
-        first = seq.cached // self.size
-        shared = [at for at in range(first, len(seq.blocks)) if self._refs[seq.blocks[at]] > 1]
+        shared = self._shared(seq)
         missing = -(-tokens // self.size) - len(seq.blocks)
         if max(missing, 0) + len(shared) > self.free:
             return False
@@ -90,6 +98,10 @@ class BlockManager:
             self._refs[old] -= 1
             self.copies.append((old, seq.blocks[at]))
             seq.published = min(seq.published, at)
+        for block in seq.blocks[seq.cached // self.size :]:
+            # A fork may be the last holder of a block that is known by its parent's tokens.
+            if digest := self._hash_of.pop(block, None):
+                del self._by_hash[digest]
         for _ in range(missing):
             seq.blocks.append(self._take(seq.blocks[-1] if seq.blocks else -1, missing, seq))
         return True
@@ -153,6 +165,11 @@ class BlockManager:
         self._idle.clear()
         self._by_hash.clear()
         self._hash_of.clear()
+
+    def _shared(self, seq: Sequence) -> list[int]:
+        """Which of the blocks that a sequence writes to next others hold too."""
+        first = seq.cached // self.size
+        return [at for at in range(first, len(seq.blocks)) if self._refs[seq.blocks[at]] > 1]
 
     def _chain(self, seq: Sequence, full: int) -> list[bytes]:
         """Hashes of the first `full` blocks, each over the tokens up to its end."""

@@ -7,6 +7,7 @@ index of its token in prompt plus completion. Such entries are never found by ot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,6 +107,7 @@ class Compact:
         self.tokens = tokens  # positions written so far, whatever became of their entries
         self.peak = 0
         self._turn = turn
+        self._trees: dict[int, Heads] = {}
 
     @property
     def bytes(self) -> int:
@@ -136,21 +138,27 @@ class Compact:
             head.append(key[:, at], value[:, at], positions)
             found = self._one(head, past, grouped[:, at], view, positions, scale, window)
             output[:, at] = found
-        if self.moment is not None and view.tree is None:
+        if view.tree is not None:  # what is kept of a tree is not known yet; see `settle`
+            self._trees[layer] = heads
+        elif self.moment is not None:
             self.policy.compress(self, layer, view, heads, self.moment)
         return output
 
     def settle(self, view: View, path: Sequence[int]) -> None:
-        """Of the rows a tree has just added keep those of `path`, in its order."""
-        for at, layer in enumerate(self.heads):
-            if at in view.skip:
-                continue
-            for head in layer:
+        """Of the rows a tree has just added keep those of `path`; then the policy is asked."""
+        kept = replace(
+            view, start=0, end=len(path), positions=[view.positions[row] for row in path], tree=None
+        )
+        rows = torch.tensor([view.start + row for row in path])
+        for layer, heads in self._trees.items():
+            for head in self.heads[layer]:
                 past = head.count - view.rows
-                kept = torch.tensor([past + row for row in path], dtype=torch.long)
                 for held in (head.keys, head.values, head.positions):
-                    held[past : past + len(path)] = held[kept]
+                    held[past : past + len(path)] = held[past + rows - view.start]
                 head.crop(past + len(path))
+            if self.moment is not None:
+                self.policy.compress(self, layer, kept, heads.rows(rows), self.moment)
+        self._trees.clear()
 
     def _one(
         self,

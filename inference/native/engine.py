@@ -20,6 +20,7 @@ from inference.native.answer import Answer
 from inference.native.loop import Core
 from inference.native.model import Model
 from inference.native.prompts import continuation_ids, encode
+from inference.native.rows import check_score
 from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
 from inference.native.setting import setting_of
@@ -113,6 +114,11 @@ class NativeEngine:
         """
         found: queue.SimpleQueue[bytes | FinishReason | Exception] = queue.SimpleQueue()
         core = self._core()
+        if request.guidance is not None:
+            raise InferenceInputError(
+                f"request {request.id!r} is to be exported with guidance, whose contexts have "
+                "entries of their own; export a request for each context"
+            )
         with self._admission().admit([request]) as (job,):
             row = self._admission().rows(job)[0]
             read = Reading(
@@ -226,6 +232,7 @@ class NativeEngine:
 
         A text continuation is tokenised on its own, without special tokens.
         """
+        check_score(request)
         ids = continuation_ids(self._model(), request, continuations)
         if not ids:
             return []

@@ -61,8 +61,8 @@ class Lean:
         # What was read stays in memory until its file is closed, so each layer opens it anew; the
         # largest tensor comes first, while there is little else.
         with Checkpoint(folder, name) as found:
-            tied = "lm_head.weight" not in found
-            table = "model.embed_tokens.weight" if tied else "lm_head.weight"
+            self._tied = bool(getattr(config, "tie_word_embeddings", False))
+            table = "model.embed_tokens.weight" if self._tied else "lm_head.weight"
             self._head = Linear(self.tensor(found, table), pack=pack)
             self._norm = self.tensor(found, "model.norm.weight")
         self.layers: list[Layer] = []
@@ -83,7 +83,7 @@ class Lean:
         """Bytes of the weights as their shapes and type give them, tied ones once."""
         inner = sum(layer.elements for layer in self.layers)
         head = self._head.shape[0] * self._head.shape[1]
-        table = 0 if "lm_head.weight" not in self._file else self._table.numel()
+        table = 0 if self._tied else self._table.numel()
         return int((inner + head + table) * self.dtype.itemsize)
 
     def vectors(self) -> Iterator[torch.Tensor]:

@@ -27,6 +27,7 @@ def check(model: Model, request: Request) -> None:
     """Raise Unsupported or InferenceInputError for what this model's forward pass cannot do."""
     wants = {
         "a KV policy": request.kv is not None,
+        "a past": request.past is not None,
         "skipped layers": request.skip_layers is not None,
         "adapters": bool(request.adapters),
         "taps": request.taps is not None,
@@ -48,18 +49,43 @@ def check(model: Model, request: Request) -> None:
                 f"request {request.id!r} has skip_layers={request.skip_layers!r}; give (first, "
                 f"behind the last) within the model's layers 0 to {len(lean.layers) - 1}"
             )
-    private = request.kv is not None or request.skip_layers is not None
+    private = _private(request)
     if private and request.guidance is not None:
         raise InferenceInputError(
-            f"request {request.id!r} combines guidance with "
-            f"{'a KV policy' if request.kv is not None else 'skipped layers'}, which the engine "
+            f"request {request.id!r} combines guidance with {private}, which the engine "
             "cannot run together; leave one of them out"
         )
     if private and request.taps is not None and request.taps.attention:
         raise InferenceInputError(
-            f"request {request.id!r} taps attention weights under a KV policy or skipped layers, "
+            f"request {request.id!r} taps attention weights beside {private}, "
             "where entries differ per head; leave out one of them"
         )
+
+
+def check_score(request: Request) -> None:
+    """Raise InferenceInputError for what scoring would not heed."""
+    wants = {
+        "guidance": request.guidance is not None,
+        "a grammar": request.grammar is not None,
+        "taps": request.taps is not None,
+    }
+    wanted = [name for name, given in wants.items() if given]
+    if private := _private(request):
+        wanted.append(private)
+    if wanted:
+        raise InferenceInputError(
+            f"request {request.id!r} is to be scored with {wanted[0]}, which scoring does not "
+            "heed; leave it out"
+        )
+
+
+def _private(request: Request) -> str | None:
+    """What of a request needs a cache of its own, if anything."""
+    if request.kv is not None and type(request.kv) is not Full:
+        return "a KV policy"
+    if request.skip_layers is not None:
+        return "skipped layers"
+    return "a past" if request.past is not None else None
 
 
 def rows_of(

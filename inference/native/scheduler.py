@@ -62,10 +62,9 @@ class Scheduler:
         """One token for every answer; with too small a budget, who waited longest goes first."""
         decoding = [s for s in self.running if s.remaining == 1]
         for seq in sorted(decoding, key=lambda s: s.turn):
-            if not (room := self._room()) or seq.status is not Status.RUNNING:
+            if not self._room() or seq.status is not Status.RUNNING:
                 continue
-            if seq.draft is not None and seq.rows > room:
-                seq.draft = seq.draft.first(room - 1) if room > 1 else None
+            self._cut(seq)
             if self._secure(seq, seq.cached + seq.rows):
                 self._pick(seq)
 
@@ -81,11 +80,13 @@ class Scheduler:
 
     def _start(self) -> None:
         """Prompts that wait, in order, while there is room for them."""
-        while self._room() and self.waiting and len(self.running) < self.rows:
+        while self._room() and self.waiting:
             seq = self.waiting[0]
-            if not self._admit(seq):
+            rows = seq.group or (seq,)
+            crowded = len(self.running) + len(rows) > self.rows
+            if (self.running and crowded) or not self._admit(seq):
                 break
-            for one in seq.group or (seq,):
+            for one in rows:
                 if self._room() and one.status is Status.RUNNING and not one.scheduled:
                     self._pick(one)
 
@@ -136,6 +137,7 @@ class Scheduler:
         if seq in self._picked:
             self._picked.remove(seq)
         seq.scheduled = 0
+        seq.draft = None  # its last token is no longer the next one to compute
         self.blocks.release(seq)
 
     def _secure(self, seq: Sequence, tokens: int) -> bool:
@@ -145,11 +147,17 @@ class Scheduler:
                 continue
             victims = [s for s in self.running if s.cache is None]
             guarded = [s for s in victims if s.preemptions < GUARD] or victims
-            victim = max(guarded, key=lambda s: s.arrival)
-            self.preempt(victim)
-            if victim is seq:
+            self.preempt(max(guarded, key=lambda s: s.arrival))
+            if seq.status is not Status.RUNNING:  # it was the victim, or of its group
                 return False
         return True
+
+    def _cut(self, seq: Sequence) -> None:
+        """Shorten a draft to the rows and the memory there are: a guess displaces nobody."""
+        if seq.draft is not None:
+            fits = min(self._room(), self.blocks.writable(seq)) - 1
+            if fits < len(seq.draft.ids):
+                seq.draft = seq.draft.first(fits) if fits > 0 else None
 
     def _admit(self, seq: Sequence) -> bool:
         """Start a waiting sequence, and its group, if blocks for all of their tokens are free."""

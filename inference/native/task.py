@@ -62,8 +62,11 @@ class Task(Protocol):
         """The first step that computes something for it is about to run."""
         ...
 
-    def stepped(self, tapped: Sequence[Tapped]) -> None:
-        """A forward pass computed some of its tokens, and showed what was asked for."""
+    def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:
+        """A forward pass computed some of its tokens, and showed what was asked for.
+
+        A reason ends the task.
+        """
         ...
 
     def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:

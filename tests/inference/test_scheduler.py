@@ -19,11 +19,24 @@ from hypothesis.stateful import (
 
 from inference.native.blocks import BlockManager, salt
 from inference.native.scheduler import GUARD, Scheduler
-from inference.native.sequence import Sequence, Status
+from inference.native.sequence import Draft, Sequence, Status
 
 SIZE = 4
 CAPACITY = 12
 CONTEXT = SIZE * CAPACITY  # one sequence always fits, as in the engine
+
+
+OWN: Any = object()
+"""Stands for a cache of a sequence's own; only the runner looks into it."""
+
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=24)
+
+
+def chain_of(written: tuple[Any, ...]) -> bytes:
+    """Hash of a block by what its last slot holds: salt and tokens."""
+    root, *ids = written
+    seq = Sequence(list(ids), salt=root)
+    return BlockManager(1, 1, SIZE)._chain(seq, len(ids) // SIZE)[-1]
 
 
 class Work(RuleBasedStateMachine):
@@ -36,16 +49,46 @@ class Work(RuleBasedStateMachine):
         self.live: list[Sequence] = []
         self.store: dict[int, tuple[int, ...]] = {}  # slot -> tokens up to the one written there
 
-    @rule(ids=st.lists(st.integers(0, 1), min_size=1, max_size=24), expected=st.integers(0, 40))
-    def add(self, ids: list[int], expected: int) -> None:
-        seq = Sequence(list(ids), expected, salt("model"))
+    @rule(ids=prompts, expected=st.integers(0, 40), adapter=st.sampled_from(["", "a", "b"]))
+    def add(self, ids: list[int], expected: int, adapter: str) -> None:
+        seq = Sequence(list(ids), expected, salt("model", adapter))
         self.live.append(seq)
         self.scheduler.add(seq)
 
-    @precondition(lambda self: any(s.cached for s in self.live))
+    @rule(pair=st.tuples(prompts, prompts), adapter=st.sampled_from(["", "a"]))
+    def add_group(self, pair: tuple[list[int], list[int]], adapter: str) -> None:
+        rows = tuple(
+            Sequence(list(ids)[: CONTEXT // 4], salt=salt("model", name))
+            for ids, name in zip(pair, ("", adapter), strict=True)
+        )
+        for seq in rows:
+            seq.group = rows
+            self.live.append(seq)
+        for seq in rows:
+            self.scheduler.add(seq)
+
+    @rule(ids=prompts, reserve=st.integers(1, CAPACITY), chunk=st.sampled_from([None, 3]))
+    def add_own(self, ids: list[int], reserve: int, chunk: int | None) -> None:
+        seq = Sequence(list(ids), salt=salt("model"), prompt=len(ids), chunk=chunk)
+        seq.cache, seq.reserve = OWN, reserve
+        self.live.append(seq)
+        self.scheduler.add(seq)
+
+    @precondition(lambda self: any(s.remaining == 1 for s in self.scheduler.running))
+    @rule(data=st.data())
+    def draft(self, data: Any) -> None:
+        ready = [s for s in self.scheduler.running if s.remaining == 1 and not s.group]
+        if not ready:
+            return
+        seq = data.draw(st.sampled_from(ready))
+        count = data.draw(st.integers(1, 9))
+        parents = [data.draw(st.integers(-1, at - 1)) for at in range(count)]
+        seq.draft = Draft(tuple(at % 2 for at in range(count)), tuple(parents))
+
+    @precondition(lambda self: any(s.cached and s.blocks for s in self.live))
     @rule(data=st.data())
     def fork(self, data: Any) -> None:
-        parent = data.draw(st.sampled_from([s for s in self.live if s.cached]))
+        parent = data.draw(st.sampled_from([s for s in self.live if s.cached and s.blocks]))
         cached = data.draw(st.integers(0, min(parent.cached, len(parent.ids) - 1)))
         tail = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=5))
         child = Sequence([*parent.ids[:cached], *tail][:CONTEXT], salt=parent.salt)
@@ -55,15 +98,20 @@ class Work(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(data=st.data())
     def abort(self, data: Any) -> None:
-        seq = data.draw(st.sampled_from(self.live))
-        self.live.remove(seq)
-        self.scheduler.finish(seq)
-        assert (seq.blocks, seq.status) == ([], Status.FINISHED)
+        chosen = data.draw(st.sampled_from(self.live))
+        self.end(chosen)
+        assert (chosen.blocks, chosen.reserved, chosen.status) == ([], 0, Status.FINISHED)
 
-    @precondition(lambda self: self.scheduler.running)
+    def end(self, chosen: Sequence) -> None:
+        for seq in chosen.group or (chosen,):
+            self.live.remove(seq)
+            self.scheduler.finish(seq)
+
+    @precondition(lambda self: any(s.cache is None for s in self.scheduler.running))
     @rule(data=st.data())
     def preempt(self, data: Any) -> None:
-        self.scheduler.preempt(data.draw(st.sampled_from(self.scheduler.running)))
+        victims = [s for s in self.scheduler.running if s.cache is None]
+        self.scheduler.preempt(data.draw(st.sampled_from(victims)))
 
     @rule()
     def clear(self) -> None:
@@ -72,45 +120,90 @@ class Work(RuleBasedStateMachine):
     @rule(token=st.integers(0, 1))
     def step(self, token: int) -> None:
         decoding = [s for s in self.scheduler.running if s.remaining == 1]
+        running = list(self.scheduler.running)
         picked = self.scheduler.schedule()
         assert picked or not self.live
+        self.check_picked(picked, decoding, running)
+        self.copy()
+        self.write(picked)
+        self.scheduler.advance()
+        for seq in picked:
+            if seq.draft is not None:
+                self.settle(seq)
+        for seq in picked:
+            # A group gets its next token when each of its rows has its logits.
+            rows = seq.group or (seq,)
+            if seq.status is Status.RUNNING and all(one.remaining == 0 for one in rows):
+                for one in rows:
+                    one.ids.append(token)
+                if sum(len(one.ids) for one in rows) > CONTEXT:
+                    self.end(seq)
+
+    def check_picked(
+        self, picked: list[Sequence], decoding: list[Sequence], running: list[Sequence]
+    ) -> None:
         total = sum(s.scheduled for s in picked)
-        assert total <= self.scheduler.budget and len(self.scheduler.running) <= max(
-            self.scheduler.rows, 1
+        assert total <= self.scheduler.budget
+        joined = [s for s in self.scheduler.running if s not in running]
+        # A group larger than the limit runs alone.
+        assert len(self.scheduler.running) <= self.scheduler.rows or (
+            not joined or len(self.scheduler.running) == len(joined[0].group)
         )
         assert all(s.scheduled > 0 for s in picked) and len(set(map(id, picked))) == len(picked)
+        assert all(s.scheduled == s.rows for s in picked if s.draft is not None)
         skipped = [s for s in decoding if s.status is Status.RUNNING and s not in picked]
         if skipped:  # only where decoding alone fills the budget
             assert all(s in decoding for s in picked) and total == self.scheduler.budget
+
+    def copy(self) -> None:
         for source, target in self.blocks.copies:
             for at in range(SIZE):
                 self.store[target * SIZE + at] = self.store.get(source * SIZE + at, ())
         self.blocks.copies = []
+
+    def slot(self, seq: Sequence, at: int) -> int:
+        return seq.blocks[at // SIZE] * SIZE + at % SIZE
+
+    def write(self, picked: list[Sequence]) -> None:
+        paged = [seq for seq in picked if seq.cache is None]
         written = Counter(
-            seq.blocks[at // SIZE] * SIZE + at % SIZE
-            for seq in picked
+            self.slot(seq, at)
+            for seq in paged
             for at in range(seq.cached, seq.cached + seq.scheduled)
         )
         assert not written or max(written.values()) == 1
-        for seq in picked:
+        for seq in paged:
+            tokens = seq.ids if seq.draft is None else [*seq.ids, *seq.draft.ids]
             for at in range(seq.cached, seq.cached + seq.scheduled):
-                block = seq.blocks[at // SIZE]
-                assert self.blocks.references(block) == 1
-                self.store[block * SIZE + at % SIZE] = tuple(seq.ids[: at + 1])
-        self.scheduler.advance()
-        for seq in picked:
-            if seq.remaining == 0:
-                seq.ids.append(token)
-                if len(seq.ids) > CONTEXT:
-                    self.live.remove(seq)
-                    self.scheduler.finish(seq)
+                assert self.blocks.references(seq.blocks[at // SIZE]) == 1
+                self.store[self.slot(seq, at)] = (seq.salt, *tokens[: at + 1])
+
+    def settle(self, seq: Sequence) -> None:
+        """Keep the path to the draft's last token, as the runner does."""
+        assert seq.draft is not None
+        path = seq.draft.ancestors()[-1][: max(0, CONTEXT - len(seq.ids))]
+        seq.ids += [seq.draft.ids[at] for at in path]
+        for at in range(seq.cached, seq.cached + len(path)):
+            if seq.cache is None:
+                self.store[self.slot(seq, at)] = (seq.salt, *seq.ids[: at + 1])
+        seq.cached += len(path)
+        seq.draft = None
 
     @invariant()
     def counts_add_up(self) -> None:
         held = Counter(block for seq in self.live for block in seq.blocks)
         assert all(self.blocks.references(block) == n for block, n in held.items())
         assert self.blocks.used == len(held)
-        assert self.blocks.used + self.blocks.free == CAPACITY
+        reserved = sum(seq.reserved for seq in self.live)
+        assert self.blocks.reserved == reserved
+        assert self.blocks.used + self.blocks.free + reserved == CAPACITY
+        assert self.blocks.free >= 0
+        assert self.blocks.used + self.blocks.idle + reserved <= CAPACITY
+        for seq in self.live:
+            assert seq.reserved in (0, seq.reserve) and not (seq.reserve and seq.blocks)
+            assert {one.status for one in seq.group} <= {seq.status}
+            assert seq.cache is None or not seq.preemptions
+            assert seq.draft is None or seq.remaining == 1
         assert all(0 <= block < CAPACITY for block in held)
         assert len(self.scheduler.running) + len(self.scheduler.waiting) == len(self.live)
 
@@ -118,9 +211,16 @@ class Work(RuleBasedStateMachine):
     def every_entry_is_that_of_its_tokens(self) -> None:
         for seq in self.live:
             assert len(set(seq.blocks)) == len(seq.blocks)
-            for at in range(seq.cached):
-                slot = seq.blocks[at // SIZE] * SIZE + at % SIZE
-                assert self.store[slot] == tuple(seq.ids[: at + 1])
+            for at in range(seq.cached if seq.cache is None else 0):
+                assert self.store[self.slot(seq, at)] == (seq.salt, *seq.ids[: at + 1])
+
+    @invariant()
+    def every_kept_prefix_is_that_of_its_tokens(self) -> None:
+        hashes: dict[bytes, tuple[Any, ...]] = {}
+        for digest, block in self.blocks._by_hash.items():
+            whole = self.store[block * SIZE + SIZE - 1]
+            assert hashes.setdefault(digest, whole) == whole
+            assert chain_of(whole) == digest
 
     def teardown(self) -> None:
         for seq in self.live:
