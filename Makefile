@@ -10,10 +10,11 @@ CONSTRAINTS ?= $(if $(findstring gpu,$(EXTRAS)),constraints-gpu.txt,constraints.
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+LLAMACPP := .venv-llamacpp
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test check bench serve tools vllm-env
+.PHONY: help install models demo test check bench serve tools vllm-env llamacpp-env
 
 help:
 	@echo 'make demo      install, fetch the models, answer a question over data/corpus'
@@ -23,6 +24,7 @@ help:
 	@echo 'make install   only create $(VENV) and install everything pinned'
 	@echo 'make models    only fetch the embedded models'
 	@echo 'make vllm-env  create $(VLLM) for the engine vllm (CPU; about 3.4 GB)'
+	@echo 'make llamacpp-env  create $(LLAMACPP), a peer of the benchmark (compiled, some minutes)'
 	@echo 'Variables: PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) CONSTRAINTS=$(CONSTRAINTS)'
 
 tools:
@@ -59,6 +61,16 @@ $(VLLM)/.installed: constraints-vllm.txt | tools
 
 vllm-env: $(VLLM)/.installed
 
+# Only `make bench` uses it. There is no wheel: llama.cpp is compiled, for this very processor.
+$(LLAMACPP)/.installed: constraints-llamacpp.txt | tools
+	"$(PYTHON)" -m venv $(LLAMACPP)
+	$(LLAMACPP)/bin/python -m pip install -c constraints-llamacpp.txt scikit-build-core cmake ninja
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF PATH="$(CURDIR)/$(LLAMACPP)/bin:$$PATH" \
+	  $(LLAMACPP)/bin/python -m pip install -c constraints-llamacpp.txt --no-build-isolation llama-cpp-python
+	@touch "$@"
+
+llamacpp-env: $(LLAMACPP)/.installed
+
 # The question is the row of data/questions.jsonl that is marked "demo": true.
 demo: models
 	@question=$$($(BIN)/python -c 'import json; rows = map(json.loads, open("data/questions.jsonl", encoding="utf-8")); print(next(row["question"] for row in rows if row.get("demo")))') && \
@@ -74,7 +86,7 @@ check: install
 	$(BIN)/python -m pytest -q tests/house/test_import_order.py
 
 bench: models
-	$(BIN)/ragwright bench retrieval workflow
+	$(BIN)/ragwright bench retrieval workflow engine
 
 serve:
 	@echo 'make: the HTTP service is not part of this version; run workflows with: ragwright run' >&2; exit 2

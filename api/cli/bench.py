@@ -16,8 +16,10 @@ BENCHES = ROOT / "tests" / "bench"
 
 @click.command()
 @click.argument("names", nargs=-1)
+@click.option("--only", multiple=True, metavar="ROW", help="Run this row; may be repeated.")
+@click.option("--n", type=click.IntRange(min=1), help="Measurements of a row.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench(names: tuple[str, ...], as_json: bool) -> None:
+def bench(names: tuple[str, ...], only: tuple[str, ...], n: int | None, as_json: bool) -> None:
     """Run the benchmarks NAMES and print each figure beside its peer's.
 
     Without a name the known ones are listed. A ratio above 1 means that we are better.
@@ -32,7 +34,9 @@ def bench(names: tuple[str, ...], as_json: bool) -> None:
     for name in names:
         if name not in known:
             raise UnknownName(f"unknown benchmark {name!r}; {nearest(name, known)}")
-    reports = [_report(name) for name in names]
+    options = [part for row in only for part in ("--only", row)]
+    options += [] if n is None else ["--n", str(n)]
+    reports = [_report(name, options) for name in names]
     if as_json:
         click.echo(json.dumps(reports[0] if len(reports) == 1 else {"benches": reports}))
         return
@@ -54,13 +58,14 @@ def _known() -> list[str]:
     )
 
 
-def _report(name: str) -> dict[str, Any]:
+def _report(name: str, options: list[str]) -> dict[str, Any]:
     """The report of one benchmark, run in a process of its own so that none disturbs the next."""
     from inference.errors import InferenceError
 
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", name], cwd=ROOT, stdout=subprocess.PIPE, check=False
-    )
+    command = [sys.executable, "-m", "tests.bench", name, *options]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    if done.returncode == 2:  # bad input, which it has named on standard error
+        raise click.exceptions.Exit(2)
     if done.returncode:
         raise InferenceError(f"benchmark {name!r} failed with exit status {done.returncode}")
     report: dict[str, Any] = json.loads(done.stdout)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from inference.errors import InferenceInputError
+from tests.bench.figures import Figure
 
 
 def machine() -> dict[str, Any]:
@@ -36,13 +42,38 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def main(name: str) -> None:
+def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; what it prints on the way goes to standard error."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--only", action="append", default=[], metavar="ROW")
+    parser.add_argument("--n", type=int)
+    parser.add_argument("--json", action="store_true", help="what is printed in any case")
+    given = parser.parse_args(arguments)
     results, sys.stdout = sys.stdout, sys.stderr
-    figures = importlib.import_module(f"tests.bench.{name}").run()
-    report = {"bench": name, "machine": machine(), "figures": [f.to_dict() for f in figures]}
+    try:
+        figures = _figures(given.name, given.only, given.n)
+    except InferenceInputError as error:
+        print(f"ragwright: {error}", file=sys.stderr)
+        return 2
+    finally:
+        sys.stdout = results
+    report = {"bench": given.name, "machine": machine(), "figures": [f.to_dict() for f in figures]}
     json.dump(report, results)
+    return 0
+
+
+def _figures(name: str, only: Sequence[str], n: int | None) -> list[Figure]:
+    """Run one benchmark with the options it has."""
+    if n is not None and n < 1:
+        raise InferenceInputError(f"--n {n} measures nothing; give at least 1")
+    run: Callable[..., list[Figure]] = importlib.import_module(f"tests.bench.{name}").run
+    options = {key: value for key, value in {"only": only, "n": n}.items() if value}
+    for key in options:
+        if key not in signature(run).parameters:
+            raise InferenceInputError(f"benchmark {name!r} has no option --{key}; leave it out")
+    return run(**options)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1:]))

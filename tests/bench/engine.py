@@ -1,135 +1,99 @@
-"""The native engine against transformers' `generate` on the default model, greedy, bfloat16."""
+"""The native engine on the default model, bfloat16: speed and memory against named peers."""
 
 from __future__ import annotations
 
-import statistics
+import sys
 import time
-from collections.abc import Sequence
-from itertools import product
-from typing import Any
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from functools import cached_property
 
-import torch
-
-from inference import FinishReason, Request, SamplingParams
 from inference.engine import NativeConfig
-from inference.idealized import IdealizedRuntime
-from inference.models import load_tokenizer, resolve
+from inference.errors import UnknownName
 from inference.native.engine import NativeEngine
-from tests.bench.figures import Figure, against, pairs
+from inference.suggest import nearest
+from tests.bench import peers
+from tests.bench.arrivals import inter_token
+from tests.bench.decode import Transformers, against_process, against_transformers
+from tests.bench.figures import Figure
+from tests.bench.memory import peak_memory
+from tests.bench.overheads import grammar_overhead, idealized, prefix_reuse
 
-TOKENS = 48
-CONTEXT = 2000
-PEER = "transformers generate"
-LENGTHS = (8, 32, 64, 128, 256)
-OUTPUTS = (1, 4, 8, 16)
-TEXT = (
-    "The harbour master kept a ledger of every ship, its cargo and the hour at which it came in, "
-    "and in the margins he wrote what the captains told him about the weather further out. "
-)
+Row = Callable[["Bench"], list[Figure]]
 
 
-def run(*, n: int = 4) -> list[Figure]:
-    """Decoding at batch 1 and 16, reuse of a prefix, and the fit of the idealized runtime."""
-    engine = NativeConfig(dtype="bfloat16", prefix_cache_bytes=0).open()
-    assert isinstance(engine, NativeEngine)
-    peer = _Peer()
-    try:
-        return [
-            _decode("decode_batch1", engine, peer, 1, n),
-            _decode("decode_batch16", engine, peer, 16, max(n // 2, 2)),
-            _prefix_reuse(n),
-            *_idealized(engine),
-        ]
-    finally:
-        engine.close()
+def run(*, n: int = 4, only: Collection[str] = ()) -> list[Figure]:
+    """The rows named in `only`, or all: `n` measurements each, fewer where one takes long."""
+    for name in only:
+        if name not in ROWS:
+            raise UnknownName(f"unknown row {name!r} of benchmark 'engine'; {nearest(name, ROWS)}")
+    figures = []
+    with Bench(n) as bench:
+        for name, row in ROWS.items():
+            if not only or name in only:
+                began = time.perf_counter()
+                figures += row(bench)
+                print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return figures
 
 
-class _Peer:
-    """transformers on the same checkpoint, same type, left-padded static batch."""
+class Bench(ExitStack):
+    """What rows share, opened by the first that needs it and closed at the end."""
 
-    def __init__(self) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+        self.half = max(n // 2, 1)
 
-        folder = resolve("default")
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    @cached_property
+    def engine(self) -> NativeEngine:
+        """Ours, which computes every prompt."""
+        engine = NativeConfig(dtype="bfloat16", prefix_cache_bytes=0).open()
+        assert isinstance(engine, NativeEngine)
+        self.callback(engine.close)
+        return engine
 
-    def tokens_per_second(self, prompts: Sequence[str]) -> float:
-        """Completion tokens a second; every row produces exactly TOKENS."""
-        batch = self.tokenizer(list(prompts), return_tensors="pt", padding=True)
-        began = time.perf_counter()
-        with torch.inference_mode():
-            self.model.generate(
-                **batch, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False
-            )
-        return len(prompts) * TOKENS / (time.perf_counter() - began)
+    @cached_property
+    def transformers(self) -> Transformers:
+        """transformers in this process."""
+        return Transformers()
 
+    @cached_property
+    def vllm(self) -> peers.Peer | None:
+        """vLLM in a process of its own."""
+        return self._started(peers.vllm())
 
-def _prompts(count: int) -> list[str]:
-    """Prompts of different lengths that a model goes on with for long."""
-    return [f"Chapter {at + 1}. {TEXT}" + " ".join(TEXT.split()[: at % 7]) for at in range(count)]
+    @cached_property
+    def llamacpp(self) -> peers.Peer | None:
+        """llama.cpp in a process of its own."""
+        return self._started(peers.llamacpp())
 
-
-def _decode(name: str, engine: NativeEngine, peer: _Peer, batch: int, n: int) -> Figure:
-    prompts = _prompts(batch)
-
-    def ours() -> float:
-        requests = [Request(prompt=p, sampling=SamplingParams(max_tokens=TOKENS)) for p in prompts]
-        began = time.perf_counter()
-        outputs = engine.generate(requests)
-        seconds = time.perf_counter() - began
-        ended = [output for output in outputs if output.finish_reason is not FinishReason.LENGTH]
-        assert not ended, "a prompt of the benchmark must not end early"
-        return batch * TOKENS / seconds
-
-    measured = pairs(ours, lambda: peer.tokens_per_second(prompts), n)
-    return against(name, "tokens/s", PEER, measured, lower_is_better=False)
+    def _started(self, peer: peers.Peer | None) -> peers.Peer | None:
+        return peer and self.enter_context(peer)
 
 
-def _prefix_reuse(n: int) -> Figure:
-    """Prefill seconds of a second question over the same context, against recomputing it."""
-    engine = NativeConfig(dtype="bfloat16").open()
-    assert isinstance(engine, NativeEngine)
-    context = (TEXT * (CONTEXT // 20))[: CONTEXT * 4]
-    measured = []
-    for turn in range(n):
-        engine.forget_prefixes()
-        first, second = (
-            engine.generate(
-                [
-                    Request(
-                        prompt=f"Volume {turn}. {context} {question}",
-                        sampling=SamplingParams(max_tokens=1),
-                    )
-                ]
-            )[0]
-            for question in ("Who kept the ledger?", "What stood in the margins?")
-        )
-        assert second.usage.cached_tokens > 0.9 * first.usage.prompt_tokens
-        measured.append((second.stats.prefill_seconds * 1e3, first.stats.prefill_seconds * 1e3))
-    engine.close()
-    return against("prefix_reuse", "ms", "recomputing", measured)
+def _static(bench: Bench, name: str, batch: int, n: int) -> list[Figure]:
+    return [against_transformers(name, bench.engine, bench.transformers, batch, n)]
 
 
-def _idealized(engine: NativeEngine) -> list[Figure]:
-    """Fit on every other prompt length, predict the lengths between; the figure is the error."""
-    ids = load_tokenizer("default").encode(TEXT * 40).ids
+def _vllm(bench: Bench, name: str, batch: int, n: int) -> list[Figure]:
+    return [against_process(name, bench.engine, "vLLM for CPU", bench.vllm, batch, n)]
 
-    def seconds(prompt: int, output: int) -> float:
-        request: Any = Request(token_ids=ids[:prompt], sampling=SamplingParams(max_tokens=output))
-        return engine.generate([request])[0].stats.seconds
 
-    grid = {
-        (p, o): statistics.median(seconds(p, o) for _ in range(3))
-        for p, o in product(LENGTHS, OUTPUTS)
-    }
-    known = set(LENGTHS[1::2])
-    model = IdealizedRuntime.fit({at: value for at, value in grid.items() if at[0] in known})
-    errors = [
-        abs(model.seconds(p, o) - value) / value for (p, o), value in grid.items() if p not in known
-    ]
-    return [
-        Figure("idealized_per_token", model.per_token * 1e3, "ms", n=len(grid)),
-        Figure("idealized_r_squared", model.r_squared, "", n=len(grid)),
-        Figure("idealized_error_held_out", statistics.median(errors), "share", n=len(errors)),
-    ]
+def _llamacpp(bench: Bench) -> list[Figure]:
+    name, label = "decode_batch1_llamacpp", "llama.cpp, weights in 4 bits"
+    return [against_process(name, bench.engine, label, bench.llamacpp, 1, bench.n)]
+
+
+ROWS: dict[str, Row] = {
+    "decode_batch1": lambda b: _static(b, "decode_batch1", 1, b.n),
+    "decode_batch16": lambda b: _static(b, "decode_batch16", 16, b.half),
+    "decode_batch1_vllm": lambda b: _vllm(b, "decode_batch1_vllm", 1, b.n),
+    "decode_batch16_vllm": lambda b: _vllm(b, "decode_batch16_vllm", 16, b.half),
+    "decode_batch1_llamacpp": _llamacpp,
+    "p95_inter_token": lambda b: inter_token(b.half),
+    "prefix_reuse": lambda b: [prefix_reuse(b.n)],
+    "grammar_overhead": lambda b: [grammar_overhead(b.engine, 2 * b.n)],
+    "peak_memory": lambda b: peak_memory(b.half),
+    "idealized": lambda b: idealized(b.engine, b.n),
+}

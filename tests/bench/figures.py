@@ -68,9 +68,10 @@ def against(
     )
 
 
-def alone(name: str, unit: str, values: Sequence[float]) -> Figure:
-    """The figure of measurements that have no peer."""
-    return Figure(name, statistics.median(values), unit, spread=_spread(values), n=len(values))
+def alone(name: str, unit: str, values: Sequence[float], peer: str | None = None) -> Figure:
+    """The figure of measurements without a peer's; `peer` names one that is not installed."""
+    middle = statistics.median(values)
+    return Figure(name, middle, unit, peer, spread=_spread(values), n=len(values))
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -1,0 +1,22 @@
+"""`ragwright bench`: what there is, and errors on one line."""
+
+from __future__ import annotations
+
+import json
+
+from tests.api.conftest import Ragwright
+
+
+def test_lists_the_benchmarks(ragwright: Ragwright) -> None:
+    assert ragwright("bench") == (0, "engine\nretrieval\nworkflow\n", "")
+    status, out, _ = ragwright("bench", "--json")
+    assert (status, json.loads(out)) == (0, {"benches": ["engine", "retrieval", "workflow"]})
+
+
+def test_an_unknown_benchmark_or_row_is_refused(ragwright: Ragwright) -> None:
+    status, _, err = ragwright("bench", "engin")
+    assert status == 2 and "did you mean 'engine'?" in err
+    # The benchmark's own process names the row; this one passes its exit status on.
+    assert ragwright("bench", "engine", "--only", "decode_batch2", "--json")[:2] == (2, "")
+    status, _, err = ragwright("bench", "engine", "--n", "0")
+    assert status == 2 and "--n" in err
