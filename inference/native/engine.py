@@ -72,12 +72,19 @@ class NativeEngine:
 
     @classmethod
     def from_config(cls, config: NativeConfig) -> NativeEngine:
-        """Resolve the model, fetching it if needed, and load it."""
+        """Resolve the model, fetching it if needed, load it and attach its adapters."""
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         folder = resolve(config.model)
         model = Model.load(folder, config.model, config.dtype, config.device, path=config.forward)
-        return cls(model, config)
+        engine = cls(model, config)
+        try:
+            for name, source in config.adapters.items():
+                engine.attach(name, source)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     @property
     def model(self) -> str:

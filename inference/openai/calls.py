@@ -108,11 +108,21 @@ def check(profile: Profile, api: str, request: Request, place: str) -> None:
                 f"request {request.id!r} sets {name}={value!r}, which is not part of the OpenAI "
                 f"protocol, and {place} is not known to accept it; leave it out"
             )
-    if request.grammar is not None:
-        raise Unsupported(
-            f"request {request.id!r} gives a grammar, which this engine does not send to {place} "
-            "yet; use the native engine for it"
-        )
+    inner = {
+        "a grammar": request.grammar,
+        "adapters": request.adapters or None,
+        "a KV policy": request.kv,
+        "a past": request.past,
+        "guidance": request.guidance,
+        "taps": request.taps,
+        "skipped layers": request.skip_layers,
+    }
+    for name, given in inner.items():
+        if given is not None:
+            raise Unsupported(
+                f"request {request.id!r} gives {name}, which this engine does not send to {place}; "
+                "use the native engine for it"
+            )
     if request.messages is not None and Capability.CHAT not in profile.capabilities:
         raise NoChatTemplate(
             f"request {request.id!r} gives messages, and model {profile.model!r} at {place} takes "

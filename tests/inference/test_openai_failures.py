@@ -29,8 +29,11 @@ from inference.errors import (
     Unsupported,
 )
 from inference.grammar import Grammar
+from inference.guidance import Context, ContextAware
+from inference.kv import StreamingLLM
 from inference.openai.engine import OpenAIEngine
 from inference.openai.server import address
+from inference.taps import Taps
 
 KEY = "sk-a-key-that-nobody-may-see"
 MODELS = {"data": [{"id": "small"}, {"id": "large", "max_model_len": 64}]}
@@ -283,8 +286,16 @@ def test_what_the_server_cannot_do_is_refused_by_name(opened: Callable[..., Open
         engine.count_tokens(REQUEST)
     with pytest.raises(Unsupported, match="tokenizer"):
         engine.generate([Request(prompt="x", truncate="left")])
-    with pytest.raises(Unsupported, match="grammar"):
-        engine.generate([Request(prompt="x", grammar=Grammar.regex("[a-z]+"))])
+    for name, given in (
+        ("grammar", {"grammar": Grammar.regex("[a-z]+")}),
+        ("adapters", {"adapters": ("lamp",)}),
+        ("KV policy", {"kv": StreamingLLM()}),
+        ("guidance", {"guidance": ContextAware(Context("x"))}),
+        ("taps", {"taps": Taps(print)}),
+        ("skipped layers", {"skip_layers": (0, 1)}),
+    ):
+        with pytest.raises(Unsupported, match=name):
+            engine.generate([Request(prompt="x", **given)])  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match="score"):
         engine.score(REQUEST, ["y"])
     with pytest.raises(Unsupported, match="api: chat"):
