@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inference.adapters.lora import Adapter
+    from inference.adapters.registry import Adapters
 
 STEP_TOKENS = 512
 """Tokens of a step where neither the configuration nor a calibration says."""
@@ -103,13 +104,18 @@ class NativeEngine:
         lacking = set() if model.tokenizer.chat_template else {Capability.CHAT}
         return NativeConfig.provides - lacking - (set() if model.lean else LEAN_ONLY)
 
+    @property
+    def adapters(self) -> Adapters:
+        """What is attached, and the shape an adapter must have; Unsupported if it takes none."""
+        return self._admission().adapters
+
     def attach(self, name: str, source: Adapter | str | Path) -> Adapter:
         """Make a LoRA, in memory or in a PEFT folder, known to requests as `name`."""
-        return self._admission().adapters.attach(name, source)
+        return self.adapters.attach(name, source)
 
     def detach(self, name: str) -> None:
         """Forget an adapter; AdapterInUse while requests in flight use it."""
-        self._admission().adapters.detach(name)
+        self.adapters.detach(name)
         core = self._core()
         core.call(core.runner.forget_adapters)
 

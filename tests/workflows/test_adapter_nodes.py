@@ -86,7 +86,7 @@ def real(tmp_path: Path) -> str:
     """The workflow over a tiny model and an adapter that changes what it writes."""
     model = checkpoint(tmp_path / "model", endless=True)
     engine = NativeEngine.from_config(NativeConfig(model=str(model), dtype="float32"))
-    shape = engine._admission().adapters.shape
+    shape = engine.adapters.shape
     engine.close()
     torch.manual_seed(1)
     out, width = shape.sizes["down_proj"]
