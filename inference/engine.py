@@ -6,9 +6,10 @@ torch; `open()` does the loading.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -89,6 +90,10 @@ class EngineConfig(BaseModel):
     provides: ClassVar[frozenset[Capability]] = frozenset()
     """Capabilities known before the engine is opened."""
 
+    def __hash__(self) -> int:
+        """Options may be mappings; equal ones are one engine."""
+        return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
+
     def open(self) -> Engine:
         """Load the model; slow."""
         raise TypeError(f"{type(self).__name__} does not say how to open its engine")
@@ -104,7 +109,7 @@ class NativeConfig(EngineConfig):
     first in a step: answers, with prompts in what room they leave, or whole prompts, which stalls
     the answers and is there to be compared with. `forward` is whose forward pass runs: 'lean' this
     engine's, to which methods attach, or that of transformers; 'auto' takes the lean one where
-    it covers the model's architecture.
+    it covers the model's architecture. `adapters` are attached at once: name to PEFT folder.
     """
 
     model: str = "default"
@@ -117,6 +122,7 @@ class NativeConfig(EngineConfig):
     step_rows: int = Field(256, ge=1)
     schedule: Literal["splitfuse", "prefill_first"] = "splitfuse"
     forward: Literal["auto", "lean", "transformers"] = "auto"
+    adapters: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
 
     provides = frozenset(
         {

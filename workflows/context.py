@@ -67,6 +67,7 @@ class StepContext:
             sampling=params,
             seconds=self._seconds_left(),
             grammar=None if spec is None else spec.build(),
+            adapters=self.scope.spec.nodes[self.node].adapters,
         )
         if self.scope.meter.tokens_left() is not None:
             room = self.scope.meter.require_tokens(engine.count_tokens(request))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from inference import Capability, Engine, EngineConfig
+from inference import Engine, EngineConfig
 from inference.engine import ENGINES
 from inference.suggest import nearest
 from retrieval import Retriever, RetrieverConfig
@@ -132,8 +132,7 @@ class Resources:
             row = NODES.get(node.use)
             if row is None or not row.generates or node.engine != name:
                 continue
-            constrained = {Capability.GRAMMAR} if node.grammar is not None else set()
-            for capability in sorted((row.needs | constrained) - engine.capabilities):
+            for capability in sorted((row.needs | node.needs.keys()) - engine.capabilities):
                 able = [use for use, config in ENGINES.items() if capability in config.provides]
                 raise WorkflowInputError(
                     f"node {node_name!r} ({node.use}) needs the capability {capability.value!r}, "

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from inference import Grammar
+from inference import Capability, Grammar
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 """Names of inputs, resources, nodes and state keys."""
@@ -107,6 +107,9 @@ class GrammarSpec(Section):
         return Grammar.ebnf(self.ebnf or "")
 
 
+AdapterName = Annotated[str, Field(min_length=1)]
+
+
 class NodeSpec(Section):
     """One node: `use` names a row of the node table, `with` holds its options.
 
@@ -130,6 +133,9 @@ class NodeSpec(Section):
     )
     sampling: SamplingSpec | None = None
     grammar: GrammarSpec | None = Field(default=None, description="language of what it generates")
+    adapter: AdapterName | list[AdapterName] | None = Field(
+        default=None, description="LoRAs it generates with, as its engine names them"
+    )
     retry: RetrySpec | None = None
     timeout: float | None = Field(default=None, gt=0, description="seconds that one try may take")
     over: str | None = Field(default=None, description="${...} that gives the list to map over")
@@ -138,6 +144,19 @@ class NodeSpec(Section):
     max_parallel: int = Field(
         default=4, ge=1, le=256, description="elements at work at the same time"
     )
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters it generates with."""
+        if isinstance(self.adapter, str):
+            return (self.adapter,)
+        return tuple(self.adapter or ())
+
+    @property
+    def needs(self) -> dict[Capability, str]:
+        """What its keys need of an engine, and which key it is."""
+        keys = {Capability.GRAMMAR: "grammar", Capability.LORA: "adapter"}
+        return {need: key for need, key in keys.items() if getattr(self, key) is not None}
 
 
 class EdgeSpec(Section):

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 )
 @click.option("--regex", metavar="R", help="Answer in a text that matches R as a whole.")
 @click.option("--ebnf", type=click.Path(path_type=Path), help="Answer in a text of these rules.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="FOLDER",
+    help="LoRA in a PEFT folder, known by the folder's name; repeatable.",
+)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option(
     "--logprobs", type=int, metavar="N", help="Log-probability and N best of each token (--json)."
@@ -49,17 +56,19 @@ def generate(
     dtype: Any,
     device: Any,
     as_json: bool,
+    adapters: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Generate text for PROMPT, or for every prompt of a file."""
-    from api.cli.prompts import build_requests
+    from api.cli.prompts import build_requests, named_adapters
     from inference.engine import NativeConfig
     from inference.native.engine import NativeEngine
 
     if options["logprobs"] is not None and not as_json:
         raise click.UsageError("--logprobs is printed with --json only; add --json")
-    requests = build_requests(prompt, prompts, **options)
-    config = NativeConfig(model=model, dtype=dtype, device=device)
+    folders = named_adapters(adapters)
+    requests = build_requests(prompt, prompts, adapters=tuple(folders), **options)
+    config = NativeConfig(model=model, dtype=dtype, device=device, adapters=folders)
     engine = NativeEngine.from_config(config)
     try:
         if as_json:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from inference.errors import GrammarInputError, InferenceInputError
+from inference.errors import AdapterInputError, GrammarInputError, InferenceInputError
 from inference.grammar import Grammar
 from inference.requests import Message, Request, SamplingParams
 
@@ -27,6 +27,7 @@ def build_requests(
     schema: Path | None = None,
     regex: str | None = None,
     ebnf: Path | None = None,
+    adapters: tuple[str, ...] = (),
     **sampling: Any,
 ) -> list[Request]:
     """Requests for one prompt or a file of them; raises InferenceInputError naming every fault."""
@@ -51,10 +52,30 @@ def build_requests(
             truncate=cast(Any, truncate),
             logprobs=logprobs,
             grammar=grammar,
+            adapters=adapters,
             **_body(content, system, raw),
         )
         for key, content in rows
     ]
+
+
+def named_adapters(given: tuple[str, ...]) -> dict[str, str]:
+    """PEFT folders by their names; AdapterInputError for what is no folder, or a name twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise AdapterInputError(
+                f"--adapter {text}: there is no such folder; give one that PEFT or "
+                "`train_lora` wrote"
+            )
+        name = folder.resolve().name
+        if name in found:
+            raise AdapterInputError(
+                f"--adapter {text}: {found[name]} is called {name!r} too; rename one of them"
+            )
+        found[name] = str(folder)
+    return found
 
 
 def _body(content: Content, system: str | None, raw: bool) -> dict[str, Any]:

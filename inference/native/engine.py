@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inference.adapters.lora import Adapter
+    from inference.adapters.registry import Adapters
 
 STEP_TOKENS = 512
 """Tokens of a step where neither the configuration nor a calibration says."""
@@ -72,12 +73,19 @@ class NativeEngine:
 
     @classmethod
     def from_config(cls, config: NativeConfig) -> NativeEngine:
-        """Resolve the model, fetching it if needed, and load it."""
+        """Resolve the model, fetching it if needed, load it and attach its adapters."""
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         folder = resolve(config.model)
         model = Model.load(folder, config.model, config.dtype, config.device, path=config.forward)
-        return cls(model, config)
+        engine = cls(model, config)
+        try:
+            for name, source in config.adapters.items():
+                engine.attach(name, source)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     @property
     def model(self) -> str:
@@ -96,13 +104,18 @@ class NativeEngine:
         lacking = set() if model.tokenizer.chat_template else {Capability.CHAT}
         return NativeConfig.provides - lacking - (set() if model.lean else LEAN_ONLY)
 
+    @property
+    def adapters(self) -> Adapters:
+        """What is attached, and the shape an adapter must have; Unsupported if it takes none."""
+        return self._admission().adapters
+
     def attach(self, name: str, source: Adapter | str | Path) -> Adapter:
         """Make a LoRA, in memory or in a PEFT folder, known to requests as `name`."""
-        return self._admission().adapters.attach(name, source)
+        return self.adapters.attach(name, source)
 
     def detach(self, name: str) -> None:
         """Forget an adapter; AdapterInUse while requests in flight use it."""
-        self._admission().adapters.detach(name)
+        self.adapters.detach(name)
         core = self._core()
         core.call(core.runner.forget_adapters)
 

@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["train", "online"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["engine", "train", "online"])
 def test_the_example_runs(code: str, tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model")
     assert code.count('"default"') == 1

@@ -199,7 +199,7 @@ def test_what_is_in_use_stays(model: Path, folders: dict[str, Path]) -> None:
 
 def other(engine: NativeEngine, **changes: Any) -> Adapter:
     """An adapter for a model that is like the engine's but for `changes`."""
-    shape = engine._admission().adapters.shape
+    shape = engine.adapters.shape
     factors = torch.ones(2, 64), torch.ones(64, 2)
     return Adapter.from_tensors("x", {(0, "o_proj"): factors}, 1.0, replace(shape, **changes))
 
@@ -255,7 +255,7 @@ def test_refusals_leave_the_engine_at_work(
 
 def test_factors_of_different_ranks_are_refused(tiny: Tiny) -> None:
     engine = tiny()
-    shape = engine._admission().adapters.shape
+    shape = engine.adapters.shape
     with pytest.raises(AdapterInputError, match=r"B has shape \[64, 3\].* needs \[64, 2\]"):
         Adapter.from_tensors(
             "x", {(0, "o_proj"): (torch.ones(2, 64), torch.ones(64, 3))}, 1.0, shape

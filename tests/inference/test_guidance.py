@@ -133,7 +133,7 @@ def test_a_context_carries_its_own_adapters(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, endless=True)
     model = network(str(folder))
     with opened(folder) as engine:
-        shape = engine._admission().adapters.shape
+        shape = engine.adapters.shape
         out, width = shape.sizes["q_proj"]
         torch.manual_seed(3)
         made = [

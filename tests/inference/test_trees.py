@@ -269,7 +269,7 @@ def test_drafts_with_adapters(models: Models) -> None:
     folder = models(2)
     requests, bare = plain(folder)
     with opened(folder) as engine:
-        shape = engine._admission().adapters.shape
+        shape = engine.adapters.shape
         torch.manual_seed(1)
         out, width = shape.sizes["down_proj"]
         pairs = {(n, "down_proj"): (torch.randn(2, width), torch.randn(out, 2)) for n in range(2)}

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from inference import Capability, InferenceInputError, SamplingParams
+from inference import InferenceInputError, SamplingParams
 from inference.suggest import nearest
+from workflows.checks.adapter import check_adapter
 from workflows.checks.draft import Draft
 from workflows.checks.grammar import check_grammar
 from workflows.checks.shape import field_names, findings
@@ -202,7 +203,7 @@ def _bad_key(key: str) -> str:
 def _check_use_of_engine(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:
     name = place[-1]
     if not row.generates:
-        for option in ("sampling", "grammar", "engine"):
+        for option in ("sampling", "grammar", "adapter", "engine"):
             if option in node.model_fields_set:
                 message = f"node {name!r} ({node.use}) generates nothing; remove `{option}`"
                 draft.add((*place, option), "not_generating", message, key=True)
@@ -212,15 +213,15 @@ def _check_use_of_engine(draft: Draft, place: Path, node: NodeSpec, row: type[No
     config = _resource(draft, place, node.engine, "engine", draft.tables.engines)
     if config is None:
         return
-    constrained = {Capability.GRAMMAR} if node.grammar is not None else set()
-    for capability in sorted((row.needs | constrained) - config.provides):
+    check_adapter(draft, place, node, config)
+    for capability in sorted((row.needs | node.needs.keys()) - config.provides):
         able = [use for use, row_ in draft.tables.engines.items() if capability in row_.provides]
         message = (
             f"node {name!r} ({node.use}) needs the capability {capability.value!r}, which the "
             f"engine {node.engine!r} lacks; engines that have it: {', '.join(able) or 'none'}"
         )
-        at = "use" if capability in row.needs else "grammar"
-        draft.add((*place, at), "missing_capability", message, key=at == "grammar")
+        at = "use" if capability in row.needs else node.needs[capability]
+        draft.add((*place, at), "missing_capability", message, key=at != "use")
 
 
 def _check_use_of_retriever(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:
