@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference.requests import Chunk, Output, Request, Score
 
+Role = Literal["mixed", "prompt", "token"]
+"""Which phases of a generation an engine computes."""
+
 
 class Capability(StrEnum):
     """Something a workflow node may need from its engine."""
@@ -104,7 +107,9 @@ class NativeConfig(EngineConfig):
     first in a step: answers, with prompts in what room they leave, or whole prompts, which stalls
     the answers and is there to be compared with. `forward` is whose forward pass runs: 'lean' this
     engine's, to which methods attach, or that of transformers; 'auto' takes the lean one where
-    it covers the model's architecture.
+    it covers the model's architecture. `role` splits the phases between engines: 'prompt' reads
+    prompts for `export_cache` and generates nothing, 'token' takes requests whose prompt was
+    computed elsewhere (Splitwise, arXiv 2311.18677); 'mixed' does both.
     """
 
     model: str = "default"
@@ -117,6 +122,7 @@ class NativeConfig(EngineConfig):
     step_rows: int = Field(256, ge=1)
     schedule: Literal["splitfuse", "prefill_first"] = "splitfuse"
     forward: Literal["auto", "lean", "transformers"] = "auto"
+    role: Role = "mixed"
 
     provides = frozenset(
         {

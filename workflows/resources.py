@@ -132,7 +132,7 @@ class Resources:
             row = NODES.get(node.use)
             if row is None or not row.generates or node.engine != name:
                 continue
-            for capability in sorted(row.needs - engine.capabilities):
+            for capability in sorted((row.needs | set(node.wants)) - engine.capabilities):
                 able = [use for use, config in ENGINES.items() if capability in config.provides]
                 raise WorkflowInputError(
                     f"node {node_name!r} ({node.use}) needs the capability {capability.value!r}, "

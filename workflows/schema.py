@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from inference import Grammar
+from inference import Capability, Grammar
+from inference.errors import KVInputError
+from inference.kv import KVPolicy, build, parse
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 """Names of inputs, resources, nodes and state keys."""
@@ -130,6 +132,7 @@ class NodeSpec(Section):
     )
     sampling: SamplingSpec | None = None
     grammar: GrammarSpec | None = Field(default=None, description="language of what it generates")
+    kv: Any = Field(default=None, description="what the key/value cache of its generations keeps")
     retry: RetrySpec | None = None
     timeout: float | None = Field(default=None, gt=0, description="seconds that one try may take")
     over: str | None = Field(default=None, description="${...} that gives the list to map over")
@@ -138,6 +141,24 @@ class NodeSpec(Section):
     max_parallel: int = Field(
         default=4, ge=1, le=256, description="elements at work at the same time"
     )
+
+    @property
+    def wants(self) -> dict[Capability, str]:
+        """Capabilities that keys of this node ask of its engine, each with the key."""
+        keys = {Capability.GRAMMAR: "grammar", Capability.KV_POLICY: "kv"}
+        return {need: key for need, key in keys.items() if getattr(self, key) is not None}
+
+    def policy(self) -> KVPolicy | None:
+        """The cache policy of a request, None where the node names none; raises KVInputError."""
+        if self.kv is None:
+            return None
+        if isinstance(self.kv, str):
+            return parse(self.kv)
+        if isinstance(self.kv, dict):
+            return build(self.kv)
+        raise KVInputError(
+            f"kv must be a mapping {{use: NAME, OPTION: VALUE}} or a text (found: {self.kv!r})"
+        )
 
 
 class EdgeSpec(Section):

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 )
 @click.option("--regex", metavar="R", help="Answer in a text that matches R as a whole.")
 @click.option("--ebnf", type=click.Path(path_type=Path), help="Answer in a text of these rules.")
+@click.option(
+    "--kv", metavar="SPEC", help="What the cache keeps: NAME or NAME:OPTION=VALUE,OPTION=VALUE."
+)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option(
     "--logprobs", type=int, metavar="N", help="Log-probability and N best of each token (--json)."

@@ -60,6 +60,8 @@ class KVPolicy(BaseModel):
         """Shrink `cache.heads[layer]`, whose last `view.rows` entries this step has added.
 
         `heads` holds the step's query, key and value; the view's rows are [view.start, view.end).
-        What a policy must remember of a request goes into `cache.memory`.
+        What a policy must remember of a request goes into `cache.memory`, as tensors. An exception
+        ends the request as failed. After a tree of drafted tokens `view` and `heads` are those of
+        the accepted ones.
         """
         raise NotImplementedError(type(self).__name__)

@@ -23,6 +23,11 @@ class Heads:
     value: torch.Tensor
     raw: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    def pick(self, rows: torch.Tensor) -> Heads:
+        """Those of some rows."""
+        raw = None if self.raw is None else (self.raw[0][rows], self.raw[1][rows])
+        return Heads(self.query[rows], self.key[rows], self.value[rows], raw)
+
 
 def attend(
     step: Step, layer: int, heads: Heads, scale: float | None, window: int | None

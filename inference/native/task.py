@@ -62,8 +62,8 @@ class Task(Protocol):
         """The first step that computes something for it is about to run."""
         ...
 
-    def stepped(self, tapped: Sequence[Tapped]) -> None:
-        """A forward pass computed some of its tokens, and showed what was asked for."""
+    def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:
+        """A forward computed some of its tokens, and showed what was asked; a reason ends it."""
         ...
 
     def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:

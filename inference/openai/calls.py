@@ -113,6 +113,20 @@ def check(profile: Profile, api: str, request: Request, place: str) -> None:
             f"request {request.id!r} gives a grammar, which this engine does not send to {place} "
             "yet; use the native engine for it"
         )
+    inner = {
+        "a KV policy": request.kv,
+        "a past": request.past,
+        "skipped layers": request.skip_layers,
+        "adapters": request.adapters or None,
+        "guidance": request.guidance,
+        "taps": request.taps,
+    }
+    for name, given in inner.items():
+        if given is not None:
+            raise Unsupported(
+                f"request {request.id!r} gives {name}, which no server takes; leave it out, or use "
+                "the native engine"
+            )
     if request.messages is not None and Capability.CHAT not in profile.capabilities:
         raise NoChatTemplate(
             f"request {request.id!r} gives messages, and model {profile.model!r} at {place} takes "
