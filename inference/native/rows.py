@@ -50,10 +50,11 @@ def check(model: Model, request: Request) -> None:
     if request.taps is not None and lean is not None:
         request.taps.resolved(len(lean.layers))
     if request.skip_layers is not None and lean is not None:
-        start, stop = request.skip_layers
-        if not 0 <= start < stop <= len(lean.layers):
+        given = request.skip_layers
+        numbers = isinstance(given, tuple | list) and all(type(one) is int for one in given)
+        if not (numbers and len(given) == 2 and 0 <= given[0] < given[1] <= len(lean.layers)):
             raise InferenceInputError(
-                f"request {request.id!r} has skip_layers={request.skip_layers!r}; give (first, "
+                f"request {request.id!r} has skip_layers={given!r}; give (first, "
                 f"behind the last) within the model's layers 0 to {len(lean.layers) - 1}"
             )
     own = _own(request)

@@ -230,7 +230,7 @@ def _check_kv(draft: Draft, place: Path, node: NodeSpec) -> None:
         node.policy()
     except KVInputError as error:
         at: Path = (*place, "kv")
-        if isinstance(node.kv, dict) and error.option in node.kv:
+        if error.option is not None and isinstance(node.kv, dict) and error.option in node.kv:
             draft.add((*at, error.option), error.code, str(error), key=error.unknown)
         else:
             draft.add(at, error.code, str(error), key=isinstance(node.kv, dict))
