@@ -51,7 +51,10 @@ class KVPolicy(BaseModel):
         return None
 
     def most(self, prompt: int, completion: int) -> int:
-        """Upper bound of the entries a head holds at any time."""
+        """Upper bound of the entries a head holds at any time; their memory is set apart.
+
+        What the policy remembers is measured, but not set apart: keep it small.
+        """
         return prompt + completion
 
     def compress(

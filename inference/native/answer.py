@@ -76,8 +76,11 @@ class Answer:
         if self.job.request.taps is not None:
             for one in tapped:
                 self.job.request.taps.sink(one)
-        self._error = next((r.cache.error for r in self.rows if r.cache and r.cache.error), None)
-        return FinishReason.FAILED if self._error else None
+        cache = self.rows[0].cache
+        if cache is not None and cache.error is not None:
+            self._error = cache.error
+            return FinishReason.FAILED
+        return None
 
     def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
         """Draw the next token from logits [1, vocabulary]; the reason if it is the last.

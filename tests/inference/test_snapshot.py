@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from inference import InferenceInputError, Request, SamplingParams
+from inference import InferenceError, InferenceInputError, Request, SamplingParams
 from inference.adapters.lora import Adapter
 from inference.adapters.shape import Shape
 from inference.engine import NativeConfig, Role
@@ -24,6 +25,7 @@ from inference.errors import Unsupported
 from inference.kv import Full, KVPolicy, StreamingLLM
 from inference.native.blocks import BLOCK
 from inference.native.engine import NativeEngine
+from inference.native.sequence import Sequence as Row
 from inference.native.snapshot import Snapshot
 from tests.house.source import ROOT
 from tests.inference.conftest import open_engine
@@ -112,7 +114,7 @@ def test_a_prompt_cut_where_a_decision_is_due_goes_on_alike(
     assert answer(second, ask(PROMPT, policy, past=past)) == wanted
 
 
-@given(st.integers(1, len(PROMPT) - 1))
+@given(st.integers(1, len(PROMPT) - 2))
 @settings(max_examples=15, deadline=None)
 def test_a_whole_past_may_be_cut_anywhere(
     pair: tuple[NativeEngine, NativeEngine], cut: int
@@ -280,6 +282,26 @@ def test_an_import_beyond_the_memory_is_refused_or_cut(folder: Path) -> None:
         assert engine.generate([ask(long)])[0].usage.cached_tokens == 3 * BLOCK
     with closing(open_engine(folder, prefix_cache_bytes=0)) as engine:
         assert engine.import_cache(data) == 0
+
+
+def test_an_import_waits_its_turn_and_leaves_nothing_behind(folder: Path) -> None:
+    with closing(open_engine(folder)) as engine:
+        data = engine.export_cache(ask(PROMPT))
+        wanted = answer(engine, ask([9, *PROMPT], produced=150))
+        engine.forget_prefixes()
+        found: list[list[int]] = []
+        worker = Thread(target=lambda: found.append(answer(engine, ask([9, *PROMPT], None, 150))))
+        worker.start()
+        imported = [engine.import_cache(data) for _ in range(5)]
+        worker.join(60)
+        assert found == [wanted] and set(imported) == {48}
+        blocks = engine._core().blocks
+        everything = Row([1], reserve=blocks.free)
+        assert blocks.set_apart(everything)
+        with pytest.raises(InferenceError, match="no room for 60 tokens"):
+            engine.import_cache(data)
+        blocks.release(everything)
+        assert engine.import_cache(data) == 48
 
 
 PREFILL = """
