@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference.requests import Chunk, Output, Request, Score
 
+Role = Literal["mixed", "prompt", "token"]
+"""Which phases of a generation an engine computes."""
+
 
 class Capability(StrEnum):
     """Something a workflow node may need from its engine."""
@@ -110,6 +113,9 @@ class NativeConfig(EngineConfig):
     the answers and is there to be compared with. `forward` is whose forward pass runs: 'lean' this
     engine's, to which methods attach, or that of transformers; 'auto' takes the lean one where
     it covers the model's architecture. `adapters` are attached at once: name to PEFT folder.
+    `role` splits the phases between engines: 'prompt' reads prompts for `export_cache` and
+    generates nothing, 'token' takes requests whose prompt was computed elsewhere (Splitwise,
+    arXiv 2311.18677); 'mixed' does both.
     """
 
     model: str = "default"
@@ -123,6 +129,7 @@ class NativeConfig(EngineConfig):
     schedule: Literal["splitfuse", "prefill_first"] = "splitfuse"
     forward: Literal["auto", "lean", "transformers"] = "auto"
     adapters: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
+    role: Role = "mixed"
 
     provides = frozenset(
         {

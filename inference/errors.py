@@ -107,6 +107,20 @@ class AdapterInputError(InferenceInputError):
     code = "bad_adapter"
 
 
+class KVInputError(InferenceInputError):
+    """A KV-cache policy that does not exist, or an option it cannot take.
+
+    `option` names what is wrong, and with `unknown` it is the name itself.
+    """
+
+    code = "bad_kv_policy"
+
+    def __init__(self, message: str, option: str | None = None, *, unknown: bool = False) -> None:
+        self.option = option
+        self.unknown = unknown
+        super().__init__(message)
+
+
 class AdapterInUse(InferenceInputError):
     """An adapter that requests in flight still need."""
 

@@ -54,8 +54,9 @@ class StepContext:
         grammar ends the answer. Raises BudgetExhausted when the prompt alone is more than what
         is left, and RequestFailed when the engine could not finish the answer.
         """
-        engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
-        spec = self.scope.spec.nodes[self.node].grammar
+        node = self.scope.spec.nodes[self.node]
+        engine = await self.scope.resources.engine(node.engine)
+        spec = node.grammar
         if spec is not None and stop:
             self.note(stop_replaced_by_grammar=list(stop))
             stop = ()
@@ -67,7 +68,8 @@ class StepContext:
             sampling=params,
             seconds=self._seconds_left(),
             grammar=None if spec is None else spec.build(),
-            adapters=self.scope.spec.nodes[self.node].adapters,
+            adapters=node.adapters,
+            kv=node.policy(),
         )
         if self.scope.meter.tokens_left() is not None:
             room = self.scope.meter.require_tokens(engine.count_tokens(request))
@@ -76,6 +78,8 @@ class StepContext:
                 self.note(max_tokens_cut_by_budget=room)
         output = await self._run(engine, request)
         self._charge(output.usage)
+        if "kv" in output.notes:
+            self.note(kv=output.notes["kv"])
         output.raise_if_failed()
         return output
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from inference.kv import KV_POLICIES
 from workflows.checks.draft import Tables
 from workflows.schema import WorkflowSpec
 
@@ -42,6 +43,7 @@ def workflow_schema(tables: Tables | None = None) -> Schema:
 def _add_nodes(definitions: Schema, nodes: Mapping[str, type[BaseModel]]) -> None:
     spec = definitions["NodeSpec"]
     spec["properties"]["use"]["enum"] = list(nodes)
+    spec["properties"]["kv"] = _policies(definitions, spec["properties"]["kv"])
     spec["allOf"] = []
     for use, row in nodes.items():
         name = f"options.{use}"
@@ -63,6 +65,24 @@ def _add_resources(definitions: Schema, rows: Mapping[str, type[BaseModel]]) -> 
         properties = {"use": {"const": use}, **options.get("properties", {})}
         definitions[name] = {**options, "title": f"Resource {use}", "properties": properties}
         spec["allOf"].append(_when(use, _ref(name)))
+
+
+def _policies(definitions: Schema, about: Schema) -> Schema:
+    """A cache policy: its name with options as a text, or a mapping."""
+    forms: list[Schema] = [{"type": "null"}, {"type": "string", "pattern": "^[a-z_]+(:.+)?$"}]
+    for use, row in KV_POLICIES.items():
+        name = f"kv.{use}"
+        options = _hoist(row, definitions, name, templates=False)
+        properties = {"use": {"const": use}, **options.get("properties", {})}
+        required = ["use", *options.get("required", ())]
+        definitions[name] = {
+            **options,
+            "title": f"KV policy {use}",
+            "properties": properties,
+            "required": required,
+        }
+        forms.append(_ref(name))
+    return {**{key: about[key] for key in _ABOUT if key in about}, "anyOf": forms}
 
 
 def _when(use: str, then: Schema) -> Schema:

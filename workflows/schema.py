@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from inference import Capability, Grammar
+from inference.errors import KVInputError
+from inference.kv import KVPolicy, build, parse
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 """Names of inputs, resources, nodes and state keys."""
@@ -136,6 +138,7 @@ class NodeSpec(Section):
     adapter: AdapterName | list[AdapterName] | None = Field(
         default=None, description="LoRAs it generates with, as its engine names them"
     )
+    kv: Any = Field(default=None, description="what the key/value cache of its generations keeps")
     retry: RetrySpec | None = None
     timeout: float | None = Field(default=None, gt=0, description="seconds that one try may take")
     over: str | None = Field(default=None, description="${...} that gives the list to map over")
@@ -155,8 +158,24 @@ class NodeSpec(Section):
     @property
     def needs(self) -> dict[Capability, str]:
         """What its keys need of an engine, and which key it is."""
-        keys = {Capability.GRAMMAR: "grammar", Capability.LORA: "adapter"}
+        keys = {
+            Capability.GRAMMAR: "grammar",
+            Capability.LORA: "adapter",
+            Capability.KV_POLICY: "kv",
+        }
         return {need: key for need, key in keys.items() if getattr(self, key) is not None}
+
+    def policy(self) -> KVPolicy | None:
+        """The cache policy of a request, None where the node names none; raises KVInputError."""
+        if self.kv is None:
+            return None
+        if isinstance(self.kv, str):
+            return parse(self.kv)
+        if isinstance(self.kv, dict):
+            return build(self.kv)
+        raise KVInputError(
+            f"kv must be a mapping {{use: NAME, OPTION: VALUE}} or a text (found: {self.kv!r})"
+        )
 
 
 class EdgeSpec(Section):

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="LoRA in a PEFT folder, known by the folder's name; repeatable.",
 )
+@click.option(
+    "--kv", metavar="SPEC", help="What the cache keeps: NAME or NAME:OPTION=VALUE,OPTION=VALUE."
+)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option(
     "--logprobs", type=int, metavar="N", help="Log-probability and N best of each token (--json)."

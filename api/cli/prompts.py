@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from inference.errors import AdapterInputError, GrammarInputError, InferenceInputError
 from inference.grammar import Grammar
+from inference.kv import parse as parse_policy
 from inference.requests import Message, Request, SamplingParams
 
 ROLES = ("system", "user", "assistant")
@@ -24,6 +25,7 @@ def build_requests(
     raw: bool,
     truncate: str,
     logprobs: int | None = None,
+    kv: str | None = None,
     schema: Path | None = None,
     regex: str | None = None,
     ebnf: Path | None = None,
@@ -37,6 +39,7 @@ def build_requests(
         raise InferenceInputError("--system needs the chat template; leave out --raw")
     params = SamplingParams(**sampling)
     grammar = read_grammar(schema, regex, ebnf)
+    policy = None if kv is None else parse_policy(kv)
     if prompts is None:
         rows: list[tuple[str, Content]] = [("0", prompt or "")]
         if not rows[0][1]:
@@ -53,6 +56,7 @@ def build_requests(
             logprobs=logprobs,
             grammar=grammar,
             adapters=adapters,
+            kv=policy,
             **_body(content, system, raw),
         )
         for key, content in rows

@@ -51,7 +51,10 @@ class KVPolicy(BaseModel):
         return None
 
     def most(self, prompt: int, completion: int) -> int:
-        """Upper bound of the entries a head holds at any time."""
+        """Upper bound of the entries a head holds at any time; their memory is set apart.
+
+        What the policy remembers is measured, but not set apart: keep it small.
+        """
         return prompt + completion
 
     def compress(
@@ -60,6 +63,8 @@ class KVPolicy(BaseModel):
         """Shrink `cache.heads[layer]`, whose last `view.rows` entries this step has added.
 
         `heads` holds the step's query, key and value; the view's rows are [view.start, view.end).
-        What a policy must remember of a request goes into `cache.memory`.
+        What a policy must remember of a request goes into `cache.memory`, as tensors. An exception
+        ends the request as failed. After a tree of drafted tokens `view` and `heads` are those of
+        the accepted ones.
         """
         raise NotImplementedError(type(self).__name__)

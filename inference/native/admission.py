@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from inference.adapters.registry import Adapters
 from inference.adapters.shape import Shape
+from inference.engine import Role
 from inference.errors import Unsupported
 from inference.grammar import Grammar
 from inference.native.answer import room
-from inference.native.blocks import salt
+from inference.native.blocks import BLOCK, salt
 from inference.native.loop import Core
 from inference.native.model import Model
 from inference.native.prompts import encode, fit
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 class Admission:
     """Turns requests into jobs, and jobs into the sequences the step loop works on."""
 
-    def __init__(self, model: Model, core: Core) -> None:
+    def __init__(self, model: Model, core: Core, role: Role = "mixed") -> None:
+        self._role = role
         self.running: Running[Job] = Running()
         self._model = model
         self._core = core
@@ -61,16 +63,39 @@ class Admission:
                     for job in jobs:
                         self._adapters.release(job.request.id)
 
-    def rows(self, job: Job) -> tuple[Row, ...]:
-        """The sequences of a job: its own, then those of its guiding contexts."""
+    def rows(self, job: Job, *, reading: bool = False) -> tuple[Row, ...]:
+        """The sequences of a job: its own, then those of its guiding contexts.
+
+        Raises Unsupported for a job that belongs to an engine of another role; `reading` is the
+        work of a prompt engine.
+        """
         tenant = job.request.tenant
-        return rows_of(
+        rows = rows_of(
             self._model,
             self._core,
             job,
             room(self._model, job),
             lambda adapters: self.root(adapters, tenant),
         )
+        if self._role == "prompt" and not reading:
+            raise Unsupported(
+                f"request {job.request.id!r} came to an engine of role 'prompt', which reads "
+                "prompts for export_cache only; send it to one of role 'token' or 'mixed'"
+            )
+        if self._role == "token":
+            for row in rows:
+                self._require_held(job, row)
+        return rows
+
+    def _require_held(self, job: Job, row: Row) -> None:
+        """Raise unless all of a prompt but its last block was computed elsewhere, or before."""
+        held = row.cached or self._core.call(partial(self._core.blocks.known, row))
+        if row.prompt - held > BLOCK:
+            raise Unsupported(
+                f"request {job.request.id!r} came to an engine of role 'token' with {held} of its "
+                f"{row.prompt} prompt tokens computed; import_cache or past must bring all but "
+                f"{BLOCK}: send it to an engine of role 'prompt' first"
+            )
 
     def root(self, adapters: Sequence[Adapter], tenant: str) -> bytes:
         """Root of prefix hashes: only what has the same shares blocks."""

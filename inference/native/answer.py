@@ -11,6 +11,7 @@ import torch
 from inference.budget import Usage
 from inference.errors import InferenceError, TapFailed
 from inference.idealized import IdealizedRuntime
+from inference.kv import name_of
 from inference.native.logprobs import token_logprob
 from inference.native.model import Model
 from inference.native.sampling import choose, process, require_sound
@@ -67,7 +68,7 @@ class Answer:
         self._started = time.monotonic()
 
     def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:
-        """Count a forward pass and the entries held after it, and show what is watched."""
+        """Count a forward pass and the entries held in it, and show what is watched."""
         self._forwards += 1
         self._peak = max(self._peak, sum(self._bytes(row) for row in self.rows))
         self._read_tokens = max(self._read_tokens, self.rows[0].cached)
@@ -77,6 +78,10 @@ class Answer:
                 self._show(one)
         except TapFailed as error:
             self._error = error
+            return FinishReason.FAILED
+        cache = self.rows[0].cache
+        if cache is not None and cache.error is not None:
+            self._error = cache.error
             return FinishReason.FAILED
         return None
 
@@ -166,7 +171,7 @@ class Answer:
 
     def _bytes(self, row: Row) -> int:
         """Bytes of key/value entries that a row holds, measured."""
-        return row.cache.bytes if row.cache is not None else row.cached * self._token_bytes
+        return row.cache.peak if row.cache is not None else row.cached * self._token_bytes
 
     def _chunk(self, output: Output | None = None) -> Chunk:
         """Everything final that no chunk has carried yet."""
@@ -212,11 +217,13 @@ class Answer:
             notes["seed"] = job.seed
         if job.matcher is not None:
             notes["grammar"] = job.matcher.note()
-        if request.kv is not None and cache is not None:
+        if request.kv is not None:
+            held = [n for layer in cache.entries for n in layer] if cache else [self._read_tokens]
             notes["kv"] = {
-                "policy": request.kv.model_dump(),
+                "policy": name_of(request.kv),
+                "options": request.kv.model_dump(mode="json"),
                 "lossless": request.kv.lossless,
-                "entries": sum(map(sum, cache.entries)) / sum(map(len, cache.entries)),
+                "entries": sum(held) / len(held),
             }
         if request.skip_layers is not None:
             notes["skipped_layers"] = list(request.skip_layers)

@@ -23,7 +23,7 @@ class Heads:
     value: torch.Tensor
     raw: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def rows(self, rows: torch.Tensor) -> Heads:
+    def pick(self, rows: torch.Tensor) -> Heads:
         """Those of some rows."""
         raw = None if self.raw is None else (self.raw[0][rows], self.raw[1][rows])
         return Heads(self.query[rows], self.key[rows], self.value[rows], raw)

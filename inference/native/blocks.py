@@ -82,6 +82,13 @@ class BlockManager:
             return 0
         return (len(seq.blocks) + self.free - shared) * self.size - seq.cached
 
+    def known(self, seq: Sequence) -> int:
+        """Leading tokens of `seq` that `match` would find."""
+        chain = self._chain(seq, seq.reusable // self.size)
+        return next(
+            (at for at, one in enumerate(chain) if one not in self._by_hash), len(chain)
+        ) * (self.size)
+
     def grow(self, seq: Sequence, tokens: int) -> bool:
         """Blocks for the first `tokens` of `seq`, writable after `cached`; False if too few.
 
@@ -104,6 +111,7 @@ class BlockManager:
                 del self._by_hash[digest]
         for _ in range(missing):
             seq.blocks.append(self._take(seq.blocks[-1] if seq.blocks else -1, missing, seq))
+        self._trim()
         return True
 
     def set_apart(self, seq: Sequence) -> bool:
@@ -112,8 +120,7 @@ class BlockManager:
             return False
         self.reserved += seq.reserve
         seq.reserved = seq.reserve
-        while self._idle and len(self._refs) + len(self._idle) + self.reserved > self.capacity:
-            self._marks[self._forget_oldest()] = BLANK
+        self._trim()
         return True
 
     def fork(self, parent: Sequence, child: Sequence, cached: int) -> None:
@@ -212,6 +219,11 @@ class BlockManager:
             if self._marks[block] == ASIDE and not start <= block < end:
                 self._marks[block] = BLANK
         seq.aside = range(start, end)
+
+    def _trim(self) -> None:
+        """What is set apart is not spent on prefixes that nobody uses."""
+        while self._idle and len(self._refs) + len(self._idle) + self.reserved > self.capacity:
+            self._marks[self._forget_oldest()] = BLANK
 
     def _forget_oldest(self) -> int:
         block, _ = self._idle.popitem(last=False)

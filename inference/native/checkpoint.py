@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ class Checkpoint:
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
 
     def read(self, tensor: str) -> torch.Tensor:
         """A tensor, still in the file's pages; InferenceError where it is missing."""

@@ -53,9 +53,9 @@ class Head:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensors as they are allocated, positions included."""
+        """Bytes of memory behind the tensors, positions included."""
         held = (self._keys, self._values, self._positions)
-        return sum(one.numel() * one.element_size() for one in held)
+        return sum(one.untyped_storage().nbytes() for one in held)
 
     def append(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Add entries [added, head_dim] behind the others."""
@@ -76,9 +76,16 @@ class Head:
         self.count = count
 
     def replace(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
-        """Hold exactly these entries from now on, such as merged ones."""
-        self._keys, self._values = keys.contiguous(), values.contiguous()
-        self._positions, self.count = positions.contiguous(), len(keys)
+        """Hold exactly these entries from now on, such as merged ones; ValueError if misshapen."""
+        if keys.shape != values.shape or keys.shape[:1] != positions.shape:
+            raise ValueError(
+                f"keys {list(keys.shape)}, values {list(values.shape)} and positions "
+                f"{list(positions.shape)} are not those of the same entries"
+            )
+        if self._keys.dim() == 2 and keys.shape[1:] != self._keys.shape[1:]:
+            raise ValueError(f"keys of width {keys.shape[1]} among {self._keys.shape[1]}")
+        self._keys, self._values = _own(keys), _own(values)
+        self._positions, self.count = _own(positions), len(keys)
 
     def _move(
         self, room: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
@@ -90,29 +97,37 @@ class Head:
             setattr(self, name, moved)
 
 
+def _own(held: torch.Tensor) -> torch.Tensor:
+    """The same numbers in memory that holds nothing else: a slice would keep all of its source."""
+    whole = held.untyped_storage().nbytes() == held.numel() * held.element_size()
+    return held if whole and held.is_contiguous() else held.clone().contiguous()
+
+
 class Compact:
     """The entries of one sequence: `heads[layer][kv_head]`.
 
     With `reindex` keys are held unrotated and every forward turns them to the positions 0, 1, ...
     of what is left (`turn`), so that logical positions beyond the trained context do no harm.
+    `memory` is what the policy remembers, as tensors, so that a snapshot can carry it. `peak` are
+    the most bytes held at any time. A policy that raises leaves its `error` and is asked no more.
     """
 
-    def __init__(
-        self, layers: int, kv_heads: int, policy: KVPolicy, turn: Turn, *, tokens: int = 0
-    ) -> None:
+    def __init__(self, layers: int, kv_heads: int, policy: KVPolicy, turn: Turn) -> None:
         self.heads = [[Head() for _ in range(kv_heads)] for _ in range(layers)]
         self.policy = policy
         self.moment: Moment | None = None
-        self.memory: dict[str, object] = {}
-        self.tokens = tokens  # positions written so far, whatever became of their entries
+        self.memory: dict[str, torch.Tensor] = {}
+        self.error: Exception | None = None
         self.peak = 0
         self._turn = turn
-        self._trees: dict[int, Heads] = {}
+        self._held = [0] * layers
+        self._drafted: dict[int, Heads] = {}
 
     @property
     def bytes(self) -> int:
-        """Bytes of all entries as they are allocated."""
-        return sum(head.bytes for layer in self.heads for head in layer)
+        """Bytes of all entries, and of what the policy remembers."""
+        own: int = sum(one.untyped_storage().nbytes() for one in self.memory.values())
+        return own + sum(head.bytes for layer in self.heads for head in layer)
 
     @property
     def entries(self) -> list[list[int]]:
@@ -138,27 +153,43 @@ class Compact:
             head.append(key[:, at], value[:, at], positions)
             found = self._one(head, past, grouped[:, at], view, positions, scale, window)
             output[:, at] = found
-        if view.tree is not None:  # what is kept of a tree is not known yet; see `settle`
-            self._trees[layer] = heads
-        elif self.moment is not None:
-            self.policy.compress(self, layer, view, heads, self.moment)
+        self.weigh(layer)
+        if view.tree is not None:
+            self._drafted[layer] = heads.pick(torch.arange(view.start, view.end))
+        else:
+            self._decide(layer, view, heads)
         return output
 
     def settle(self, view: View, path: Sequence[int]) -> None:
-        """Of the rows a tree has just added keep those of `path`; then the policy is asked."""
-        kept = replace(
-            view, start=0, end=len(path), positions=[view.positions[row] for row in path], tree=None
-        )
-        rows = torch.tensor([view.start + row for row in path])
-        for layer, heads in self._trees.items():
-            for head in self.heads[layer]:
+        """Of the rows a tree has just added keep those of `path`, in its order; then decide."""
+        kept = torch.tensor(path, dtype=torch.long)
+        places = [view.positions[row] for row in path]
+        settled = replace(view, start=0, end=len(path), positions=places, tree=None)
+        for at, layer in enumerate(self.heads):
+            if at in view.skip:
+                continue
+            for head in layer:
                 past = head.count - view.rows
                 for held in (head.keys, head.values, head.positions):
-                    held[past : past + len(path)] = held[past + rows - view.start]
+                    held[past : past + len(path)] = held[past + kept]
                 head.crop(past + len(path))
-            if self.moment is not None:
-                self.policy.compress(self, layer, kept, heads.rows(rows), self.moment)
-        self._trees.clear()
+            self._decide(at, settled, self._drafted.pop(at).pick(kept))
+
+    def _decide(self, layer: int, view: View, heads: Heads) -> None:
+        """Let the policy act; what goes wrong in it is for the request alone to end with."""
+        if self.moment is None or self.error is not None:
+            return
+        try:
+            self.policy.compress(self, layer, view, heads, self.moment)
+        except Exception as error:
+            self.error = error
+        self.weigh(layer)
+
+    def weigh(self, layer: int) -> None:
+        """Measure a layer, and with it the most that was ever held."""
+        self._held[layer] = sum(head.bytes for head in self.heads[layer])
+        memory = sum(one.untyped_storage().nbytes() for one in self.memory.values())
+        self.peak = max(self.peak, sum(self._held) + memory)
 
     def _one(
         self,

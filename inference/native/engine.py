@@ -20,7 +20,7 @@ from inference.native.answer import Answer
 from inference.native.loop import Core
 from inference.native.model import Model
 from inference.native.prompts import continuation_ids, encode
-from inference.native.rows import check_score
+from inference.native.rows import check_reading
 from inference.native.score import Reading, Scoring
 from inference.native.sequence import Sequence as Row
 from inference.native.setting import setting_of
@@ -66,7 +66,11 @@ class NativeEngine:
             config.step_rows,
             prefill_first=config.schedule == "prefill_first",
         )
-        self._loaded: tuple[Model, Core, Admission] | None = (model, core, Admission(model, core))
+        self._loaded: tuple[Model, Core, Admission] | None = (
+            model,
+            core,
+            Admission(model, core, config.role),
+        )
         self._name = model.name
         self._context_length = model.context_length
         self._closing = threading.Lock()
@@ -123,17 +127,13 @@ class NativeEngine:
         """Read the prompt of a request and return its key/value entries, as safetensors.
 
         With `request.kv` they are those the policy kept, for `Request.past`; without, they are
-        whole, for `import_cache` of an engine of the same model and type.
+        whole, for either that or `import_cache` of an engine of the same model and type.
         """
+        check_reading(request, "an export", kv=True)
         found: queue.SimpleQueue[bytes | FinishReason | Exception] = queue.SimpleQueue()
         core = self._core()
-        if request.guidance is not None:
-            raise InferenceInputError(
-                f"request {request.id!r} is to be exported with guidance, whose contexts have "
-                "entries of their own; export a request for each context"
-            )
         with self._admission().admit([request]) as (job,):
-            row = self._admission().rows(job)[0]
+            row = self._admission().rows(job, reading=True)[0]
             read = Reading(
                 job, row, lambda row: found.put(core.runner.snapshot(row).to_bytes()), found.put
             )
@@ -159,6 +159,8 @@ class NativeEngine:
         model, core, desk = self._open()
         snapshot = Snapshot.from_bytes(data)
         held = tuple(desk.adapters.get(name) for name in adapters) if adapters else ()
+        if not snapshot.shrunken:
+            snapshot.check(core.runner.store, model.vocabulary, model.context_length)
         wrong = {
             "were computed by another model, or with another dtype": (
                 snapshot.model != model.fingerprint
@@ -169,14 +171,12 @@ class NativeEngine:
             f"were shrunk by {snapshot.policy}; give them to a request as its past": (
                 snapshot.shrunken
             ),
-            "lack layers of the model": any(
-                f"keys.{layer}" not in snapshot.tensors for layer in core.runner.store.keys
-            )
-            and not snapshot.shrunken,
         }
         for problem, found in wrong.items():
             if found:
-                raise InferenceInputError(f"these key/value entries {problem}")
+                raise InferenceInputError(
+                    f"these key/value entries {problem}; export them again for this"
+                )
         return core.load(snapshot, desk.root(held, tenant))
 
     def forget_prefixes(self) -> None:
@@ -245,7 +245,7 @@ class NativeEngine:
 
         A text continuation is tokenised on its own, without special tokens.
         """
-        check_score(request)
+        check_reading(request, "a score")
         ids = continuation_ids(self._model(), request, continuations)
         if not ids:
             return []

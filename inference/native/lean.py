@@ -8,7 +8,6 @@ recorder for hidden states, queries, keys and values, layers that some rows skip
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +84,6 @@ class Lean:
         head = self._head.shape[0] * self._head.shape[1]
         table = 0 if self._tied else self._table.numel()
         return int((inner + head + table) * self.dtype.itemsize)
-
-    def vectors(self) -> Iterator[torch.Tensor]:
-        """Weights of one dimension: norms and biases."""
-        yield self._norm
-        for layer in self.layers:
-            yield from layer.vectors()
 
     def tensor(self, found: Checkpoint, name: str) -> torch.Tensor:
         """A tensor in this model's type on its device, not sharing the file's pages."""
@@ -185,14 +178,6 @@ class Layer:
         """Number of weights."""
         products = (self._qkv, self._out, self._gate_up, self._down)
         return sum(one.shape[0] * one.shape[1] for one in products) + 2 * len(self._before)
-
-    def vectors(self) -> Iterator[torch.Tensor]:
-        """Norms, and the bias of query, key and value."""
-        yield self._before
-        yield self._between
-        yield from self._head_norms or ()
-        if self._qkv.bias is not None:
-            yield self._qkv.bias
 
     def __call__(
         self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], step: Step

@@ -114,9 +114,11 @@ class Core:
                 f"there is no room for {len(row.ids)} tokens of key/value entries now; "
                 "raise kv_cache_bytes, or try again when fewer requests run"
             )
-        self.runner.load(row, snapshot)
-        self.blocks.publish(row)
-        self.blocks.release(row)
+        try:
+            self.runner.load(row, snapshot)
+            self.blocks.publish(row)
+        finally:
+            self.blocks.release(row)
         self.blocks.match(row)
         found = row.cached
         self.blocks.release(row)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from inference.errors import InferenceError, InferenceInputError
+from inference.native.fingerprint import fingerprint
 from inference.native.lean import Lean, runs_lean
 from inference.native.plain import FAMILIES, Plain
 from inference.native.step import Step
@@ -37,10 +36,6 @@ class Network(Protocol):
         """Bytes of the weights, tied ones once."""
         ...
 
-    def vectors(self) -> Iterator[torch.Tensor]:
-        """Weights of one dimension: norms and biases."""
-        ...
-
     def forward(self, step: Step) -> torch.Tensor | None:
         """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""
         ...
@@ -50,8 +45,15 @@ class Model:
     """A network, its tokenizer and the facts about them that decoding needs."""
 
     def __init__(
-        self, network: Network, tokenizer: Any, name: str, config: Any, stop_ids: frozenset[int]
+        self,
+        network: Network,
+        tokenizer: Any,
+        name: str,
+        config: Any,
+        stop_ids: frozenset[int],
+        folder: Path,
     ) -> None:
+        self._folder = folder
         self.network = network
         self.tokenizer = tokenizer
         self.name = name
@@ -95,7 +97,8 @@ class Model:
             network = _lean(folder, name, config, kind, place)
         else:
             network = _plain(folder, name, kind, place)
-        return cls(network, tokenizer, name, config, _stop_ids(folder, config, tokenizer))
+        stop_ids = _stop_ids(folder, config, tokenizer)
+        return cls(network, tokenizer, name, config, stop_ids, folder)
 
     @property
     def lean(self) -> Lean | None:
@@ -104,11 +107,8 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the weights' vectors and of their type: tells models of one shape apart."""
-        state = hashlib.sha256(str(self.network.dtype).encode())
-        for vector in self.network.vectors():
-            state.update(vector.detach().float().cpu().numpy().tobytes())
-        return state.hexdigest()
+        """Digest of configuration, weights and their type: whose key/value entries are alike."""
+        return fingerprint(self._folder, self.name, self.config, self.network.dtype)
 
     def forward(self, step: Step) -> torch.Tensor | None:
         """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""

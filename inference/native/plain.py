@@ -7,7 +7,6 @@ this engine under a name that only this model's configuration asks for.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,10 +44,6 @@ class Plain:
     def weight_bytes(self) -> int:
         """Bytes of the weights, tied ones once."""
         return sum(one.numel() * one.element_size() for one in self.network.parameters())
-
-    def vectors(self) -> Iterator[torch.Tensor]:
-        """Weights of one dimension: norms and biases."""
-        return (one for one in self.network.parameters() if one.dim() == 1)
 
     def forward(self, step: Step) -> torch.Tensor | None:
         """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""

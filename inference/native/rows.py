@@ -10,7 +10,7 @@ from inference.kv import Full, KVPolicy
 from inference.native.blocks import BLOCK
 from inference.native.compact import SLACK, Compact
 from inference.native.sequence import Sequence as Row
-from inference.native.snapshot import check_past
+from inference.native.snapshot import Snapshot, check_past
 from inference.requests import Request
 
 if TYPE_CHECKING:
@@ -25,6 +25,13 @@ POSITION_BYTES = 8
 
 def check(model: Model, request: Request) -> None:
     """Raise Unsupported or InferenceInputError for what this model's forward pass cannot do."""
+    kinds = {"kv": (KVPolicy, "inference.kv.parse"), "past": (Snapshot, "Snapshot.from_bytes")}
+    for name, (kind, maker) in kinds.items():
+        given = getattr(request, name)
+        if given is not None and not isinstance(given, kind):
+            raise InferenceInputError(
+                f"request {request.id!r} has {name}={given!r:.60}; give what {maker} makes of it"
+            )
     wants = {
         "a KV policy": request.kv is not None,
         "a past": request.past is not None,
@@ -43,44 +50,44 @@ def check(model: Model, request: Request) -> None:
     if request.taps is not None and lean is not None:
         request.taps.resolved(len(lean.layers))
     if request.skip_layers is not None and lean is not None:
-        start, stop = request.skip_layers
-        if not 0 <= start < stop <= len(lean.layers):
+        given = request.skip_layers
+        numbers = isinstance(given, tuple | list) and all(type(one) is int for one in given)
+        if not (numbers and len(given) == 2 and 0 <= given[0] < given[1] <= len(lean.layers)):
             raise InferenceInputError(
-                f"request {request.id!r} has skip_layers={request.skip_layers!r}; give (first, "
+                f"request {request.id!r} has skip_layers={given!r}; give (first, "
                 f"behind the last) within the model's layers 0 to {len(lean.layers) - 1}"
             )
-    private = _private(request)
-    if private and request.guidance is not None:
+    own = _own(request)
+    if own is not None and request.guidance is not None:
         raise InferenceInputError(
-            f"request {request.id!r} combines guidance with {private}, which the engine "
+            f"request {request.id!r} combines guidance with {own}, which the engine "
             "cannot run together; leave one of them out"
         )
-    if private and request.taps is not None and request.taps.attention:
+    if own is not None and request.taps is not None and request.taps.attention:
         raise InferenceInputError(
-            f"request {request.id!r} taps attention weights beside {private}, "
+            f"request {request.id!r} taps attention weights with {own}, "
             "where entries differ per head; leave out one of them"
         )
 
 
-def check_score(request: Request) -> None:
-    """Raise InferenceInputError for what scoring would not heed."""
+def check_reading(request: Request, act: str, *, kv: bool = False) -> None:
+    """Raise Unsupported for what only a generation can have; with `kv`, policies are fine."""
     wants = {
         "guidance": request.guidance is not None,
         "a grammar": request.grammar is not None,
         "taps": request.taps is not None,
+        str(_own(request)): _own(request) is not None and not kv,
     }
-    wanted = [name for name, given in wants.items() if given]
-    if private := _private(request):
-        wanted.append(private)
-    if wanted:
-        raise InferenceInputError(
-            f"request {request.id!r} is to be scored with {wanted[0]}, which scoring does not "
-            "heed; leave it out"
-        )
+    for what, given in wants.items():
+        if given:
+            raise Unsupported(
+                f"request {request.id!r} gives {what}, under which {act} is not defined; "
+                "leave it out"
+            )
 
 
-def _private(request: Request) -> str | None:
-    """What of a request needs a cache of its own, if anything."""
+def _own(request: Request) -> str | None:
+    """Why a request needs entries of its own, if it does."""
     if request.kv is not None and type(request.kv) is not Full:
         return "a KV policy"
     if request.skip_layers is not None:
@@ -131,7 +138,9 @@ def _own_cache(
     past = job.request.past
     row.cache = Compact(len(lean.layers), lean.kv_heads, policy, lean.rotary)
     if past is not None:
-        check_past(past, model.fingerprint, lean, row, policy)
+        past.check(core.runner.store, model.vocabulary, model.context_length)
+        most = policy.most(len(job.prompt), room)
+        check_past(past, model.fingerprint, row, policy, most)
         past.revive(row.cache, lean.device)
         row.cached = row.reused = len(past.token_ids)
     row.chunk = policy.chunk

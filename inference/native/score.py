@@ -33,7 +33,9 @@ class Reading:
         """Nothing is timed."""
 
     def stepped(self, tapped: Sequence[Tapped]) -> None:
-        """Nothing is counted."""
+        """Nothing is counted; what a policy broke is raised."""
+        if self.sequence.cache is not None and self.sequence.cache.error is not None:
+            raise self.sequence.cache.error
 
     def take(self, row: Row, logits: torch.Tensor) -> FinishReason | None:
         """The prompt is read."""

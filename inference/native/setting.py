@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from pathlib import Path
 
 import torch
 
 from inference.calibration import Setting
+from inference.native.fingerprint import architecture
 from inference.native.model import Model
-
-VOLATILE = ("transformers_version", "dtype", "torch_dtype")
-"""Keys of a configuration that say nothing about the shape of the model."""
 
 
 def setting_of(model: Model) -> Setting:
     """Shape, number type, device, threads and torch of a model."""
-    facts = model.config.to_dict()
-    shape = {k: v for k, v in facts.items() if k not in VOLATILE and not k.startswith("_")}
-    text = json.dumps(shape, sort_keys=True, default=str)
     return Setting(
-        architecture=hashlib.sha256(text.encode()).hexdigest()[:32],
+        architecture=architecture(model.config),
         dtype=str(model.network.dtype).removeprefix("torch."),
         device=_device_name(model.device),
         threads=torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Every engine, retriever and node that exists stands in its table, and nothing else does."""
+"""Every row of a contract (engine, policy, retriever, node) stands in its table, and no other."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class Contract:
 
 CONTRACTS = [
     Contract("inference", "inference.engine:EngineConfig", "open", "inference.engine:ENGINES"),
+    Contract("inference", "inference.kv:KVPolicy", "compress", "inference.kv:KV_POLICIES"),
     Contract(
         "retrieval", "retrieval.retriever:RetrieverConfig", "open", "retrieval.table:RETRIEVERS"
     ),
     Contract("workflows", "workflows.nodes.base:Node", "run", "workflows.nodes:NODES"),
 ]
 
-each_contract = pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.package)
+each_contract = pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.base)
 
 
 def missing(contract: Contract) -> set[type]:

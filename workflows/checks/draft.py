@@ -114,7 +114,7 @@ def _list(raw: Any) -> list[Any]:
     return raw if isinstance(raw, list) else []
 
 
-_DISPENSABLE = {"timeout", "retry", "sampling", "grammar", "adapter", "max_parallel"}
+_DISPENSABLE = {"timeout", "retry", "sampling", "grammar", "adapter", "kv", "max_parallel"}
 """Keys of a node without which the rest of it can still be judged."""
 
 
