@@ -19,14 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.engine import NativeConfig
-from inference.errors import InferenceError
 from inference.native.engine import NativeEngine
 from tests.bench import memory, peers
 from tests.bench.__main__ import main
 from tests.bench.arrivals import ANSWER, PROMPT, Arrival, Replayed, percentile, replay, trace
-from tests.bench.decode import against_process
+from tests.bench.decode import TOKENS, against_process
 from tests.bench.figures import against, pairs
-from tests.bench.peers import ENVIRONMENT, Peer
+from tests.bench.peers import ENVIRONMENT, Peer, PeerEnded
 from tests.bench.texts import window
 from tests.inference.tiny import checkpoint
 
@@ -123,7 +122,7 @@ def test_a_peer_answers_and_is_stopped_in_between() -> None:
 
 
 def test_a_peer_that_breaks_says_why() -> None:
-    with Peer([sys.executable, "-c", ECHO]) as peer, pytest.raises(InferenceError) as caught:
+    with Peer([sys.executable, "-c", ECHO]) as peer, pytest.raises(PeerEnded) as caught:
         peer.tokens_per_second(["a"], 0)
     assert "out of tokens" in str(caught.value)
 
@@ -145,13 +144,22 @@ def test_peers_that_are_not_installed_are_none(
     assert "make vllm-env" in said and "make llamacpp-env" in said
 
 
-def test_without_a_peer_our_figure_stands_alone(tmp_path: Path) -> None:
+def test_without_a_peer_our_figure_stands_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ours = NativeConfig(model=str(checkpoint(tmp_path / "model")), dtype="float32").open()
     assert isinstance(ours, NativeEngine)
-    figure = against_process("a", ours, "other", None, 2, 3)
+    missing = against_process("a", ours, "other", None, 2, 3)
+    with Peer([sys.executable, "-c", "raise SystemExit('no such model')"]) as broken:
+        failed = against_process("a", ours, "other", broken, 2, 3)
+    with Peer([sys.executable, "-c", ECHO]) as works:
+        measured = against_process("a", ours, "other", works, 2, 3)
     ours.close()
-    assert figure.value is not None and figure.value > 0
-    assert (figure.peer, figure.peer_value, figure.ratio, figure.n) == ("other", None, None, 3)
+    assert capsys.readouterr().err.count("no such model") == 1
+    for figure in (missing, failed):
+        assert figure.value is not None and figure.value > 0
+        assert (figure.peer, figure.peer_value, figure.ratio, figure.n) == ("other", None, None, 3)
+    assert measured.peer_value == 2.0 * TOKENS and measured.ratio is not None
 
 
 def test_every_row_can_be_named_alone(capsys: pytest.CaptureFixture[str]) -> None:
