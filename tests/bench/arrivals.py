@@ -25,7 +25,7 @@ from tests.bench.figures import Figure, against
 from tests.bench.texts import corpus_ids, window
 
 REQUESTS = 48
-LOAD = 0.9
+LOAD = 1.0
 """Share of the engine's capacity that the arrivals ask for."""
 PROMPT = (300, 0.5, 64, 1200)
 ANSWER = (20, 0.5, 8, 80)
