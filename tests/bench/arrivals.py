@@ -10,31 +10,35 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 
 from inference import Request, SamplingParams
 from inference.engine import Engine, NativeConfig
 from inference.native.engine import NativeEngine
+from inference.native.threads import release_workers
 from tests.bench.decode import quiet
 from tests.bench.figures import Figure, against
 from tests.bench.texts import corpus_ids, window
 
-REQUESTS = 32
-LOAD = 0.8
+REQUESTS = 48
+LOAD = 1.0
 """Share of the engine's capacity that the arrivals ask for."""
-PROMPT = (600, 0.5, 128, 1800)
-ANSWER = (40, 0.5, 8, 120)
+PROMPT = (300, 0.5, 64, 1200)
+ANSWER = (20, 0.5, 8, 80)
 """Median tokens, sigma of the logarithm, least, most."""
 SEED = 2401
+STEP_TOKENS = 128
+"""Budget of a step under SplitFuse, well below most prompts: what answers wait for at most."""
 PEER = "prefill-first scheduling"
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request: `at` in mean service times after the first, lengths in tokens."""
+    """One request: `at` is its share of the time until the last arrival, lengths in tokens."""
 
     at: float
     prompt: int
@@ -43,9 +47,12 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What one replay of a trace measured, in seconds; tokens are those of prompts and answers."""
+    """What one replay of a trace measured, in seconds; tokens are those of prompts and answers.
 
-    gaps: tuple[float, ...]
+    `gaps` are the times between the pieces of each answer, `first` those until its first piece.
+    """
+
+    gaps: tuple[tuple[float, ...], ...]
     first: tuple[float, ...]
     tokens: int
     seconds: float
@@ -55,19 +62,25 @@ class Replayed:
         """Tokens a second."""
         return self.tokens / self.seconds
 
+    def gap(self, share: float) -> float:
+        """Percentile of the gaps of all answers together."""
+        return percentile(list(chain.from_iterable(self.gaps)), share)
 
-def trace(count: int, load: float = LOAD, seed: int = SEED) -> list[Arrival]:
-    """The same arrivals for the same arguments; gaps have the mean 1 / `load`."""
+    @property
+    def stall(self) -> float:
+        """Median over the answers of the longest gap in each."""
+        return statistics.median(max(gaps) for gaps in self.gaps if gaps)
+
+
+def trace(count: int, seed: int = SEED) -> list[Arrival]:
+    """`count` >= 2 arrivals, from 0 to 1, the same for the same arguments."""
     chance = random.Random(seed)
 
     def length(median: float, sigma: float, least: int, most: int) -> int:
         return min(max(round(chance.lognormvariate(math.log(median), sigma)), least), most)
 
-    at, arrivals = 0.0, []
-    for _ in range(count):
-        arrivals.append(Arrival(at, length(*PROMPT), length(*ANSWER)))
-        at += chance.expovariate(load)
-    return arrivals
+    times = [0.0, *accumulate(chance.expovariate(1.0) for _ in range(count - 1))]
+    return [Arrival(at / times[-1], length(*PROMPT), length(*ANSWER)) for at in times]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -76,20 +89,20 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
 
 
-def replay(engine: Engine, arrivals: Sequence[Arrival], ids: list[int], service: float) -> Replayed:
-    """Send the arrivals, `service` seconds a unit, and time every piece of every answer."""
-    return asyncio.run(_replay(engine, arrivals, ids, service))
+def replay(engine: Engine, arrivals: Sequence[Arrival], ids: list[int], span: float) -> Replayed:
+    """Send the arrivals within `span` seconds, and time every piece of every answer."""
+    return asyncio.run(_replay(engine, arrivals, ids, span))
 
 
 async def _replay(
-    engine: Engine, arrivals: Sequence[Arrival], ids: list[int], service: float
+    engine: Engine, arrivals: Sequence[Arrival], ids: list[int], span: float
 ) -> Replayed:
     began = time.perf_counter()
 
     async def one(at: int, arrival: Arrival) -> tuple[list[float], int]:
         prompt = window(ids, at * 1009, arrival.prompt)
         request = Request(token_ids=prompt, sampling=SamplingParams(max_tokens=arrival.answer))
-        await asyncio.sleep(began + arrival.at * service - time.perf_counter())
+        await asyncio.sleep(began + arrival.at * span - time.perf_counter())
         times, tokens = [time.perf_counter()], arrival.prompt
         async for chunk in engine.stream(request):
             times.append(time.perf_counter())
@@ -99,15 +112,21 @@ async def _replay(
 
     found = await asyncio.gather(*(one(at, arrival) for at, arrival in enumerate(arrivals)))
     seconds = time.perf_counter() - began
-    gaps = [later - sooner for times, _ in found for sooner, later in pairwise(times[1:])]
-    first = [times[1] - times[0] for times, _ in found]
-    return Replayed(tuple(gaps), tuple(first), sum(tokens for _, tokens in found), seconds)
+    gaps = tuple(
+        tuple(later - sooner for sooner, later in pairwise(times[1:])) for times, _ in found
+    )
+    first = tuple(times[1] - times[0] for times, _ in found)
+    return Replayed(gaps, first, sum(tokens for _, tokens in found), seconds)
 
 
 def inter_token(n: int) -> list[Figure]:
-    """P95 of the time between tokens, throughput, and time to the first token, of both."""
+    """P95 of the time between tokens, throughput, and time to the first token, of both.
+
+    Prefill-first keeps the engine's own budget, which reads prompts faster.
+    """
     options = NativeConfig(dtype="bfloat16", prefix_cache_bytes=0)
-    ours, peer = options.open(), options.model_copy(update={"schedule": "prefill_first"}).open()
+    ours = options.model_copy(update={"step_tokens": STEP_TOKENS}).open()
+    peer = options.model_copy(update={"schedule": "prefill_first"}).open()
     try:
         return _figures(ours, peer, n)
     finally:
@@ -116,45 +135,38 @@ def inter_token(n: int) -> list[Figure]:
 
 
 def _figures(ours: Engine, peer: Engine, n: int) -> list[Figure]:
-    ids, arrivals = corpus_ids(), trace(REQUESTS)
-    # All at once: how long a request takes at capacity. Both sides run once unmeasured with it.
-    burst = [Arrival(0.0, one.prompt, one.answer) for one in arrivals[: REQUESTS // 4]]
-    took = []
-    for engine in (peer, ours):
-        began = time.perf_counter()
-        _alone(engine, ours, peer)
-        replay(engine, burst, ids, 0.0)
-        took.append(time.perf_counter() - began)
-    service = min(took) / len(burst)
+    ids, first = corpus_ids(), trace(REQUESTS)
+    # Unmeasured, and what all of them take when they come at once says what the capacity is.
+    _alone(peer, ours)
+    replay(peer, first[: REQUESTS // 4], ids, 0.0)
+    _alone(ours, peer)
+    capacity = replay(ours, first, ids, 0.0).throughput
     found: list[tuple[Replayed, Replayed]] = []
     for turn in range(n):
-        order = (ours, peer) if turn % 2 == 0 else (peer, ours)
-        by_engine = {}
-        for engine in order:
-            _alone(engine, ours, peer)
-            by_engine[id(engine)] = replay(engine, arrivals, ids, service)
-        found.append((by_engine[id(ours)], by_engine[id(peer)]))
+        arrivals = trace(REQUESTS, SEED + turn)
+        span = sum(one.prompt + one.answer for one in arrivals) / (capacity * LOAD)
+        both = {}
+        for engine, other in ((ours, peer), (peer, ours))[:: -1 if turn % 2 else 1]:
+            _alone(engine, other)
+            both[engine is ours] = replay(engine, arrivals, ids, span)
+        found.append((both[True], both[False]))
 
-    def late(run: Replayed) -> float:
-        return percentile(run.gaps, 0.95) * 1e3
-
-    def first(share: float) -> list[tuple[float, float]]:
-        return [
-            (percentile(a.first, share) * 1e3, percentile(b.first, share) * 1e3) for a, b in found
-        ]
+    def late(name: str, seconds: Callable[[Replayed], float]) -> Figure:
+        return against(name, "ms", PEER, [(seconds(a) * 1e3, seconds(b) * 1e3) for a, b in found])
 
     flow = [(a.throughput, b.throughput) for a, b in found]
     return [
-        against("p95_inter_token", "ms", PEER, [(late(a), late(b)) for a, b in found]),
+        late("p95_inter_token", lambda run: run.gap(0.95)),
+        late("p99_inter_token", lambda run: run.gap(0.99)),
+        late("longest_stall_median", lambda run: run.stall),
         against("load_throughput", "tokens/s", PEER, flow, lower_is_better=False),
-        against("load_first_token_p50", "ms", PEER, first(0.5)),
-        against("load_first_token_p95", "ms", PEER, first(0.95)),
+        late("load_first_token_p50", lambda run: percentile(run.first, 0.5)),
+        late("load_first_token_p95", lambda run: percentile(run.first, 0.95)),
     ]
 
 
-def _alone(engine: Engine, *all_of_them: Engine) -> None:
+def _alone(engine: Engine, other: Engine) -> None:
     """Only the engine that is measured holds OpenMP workers."""
-    for other in all_of_them:
-        if other is not engine:
-            assert isinstance(other, NativeEngine)
-            quiet(other)
+    assert engine is not other and isinstance(other, NativeEngine)
+    release_workers()
+    quiet(other)

@@ -13,7 +13,7 @@ from inference.native.engine import NativeEngine
 from inference.native.threads import release_workers
 from inference.terminal import bars_only_on_terminal
 from tests.bench.figures import Figure, against, alone, pairs
-from tests.bench.peers import Peer
+from tests.bench.peers import Peer, PeerEnded, absent
 from tests.bench.texts import chapters
 
 TOKENS = 48
@@ -60,18 +60,21 @@ def against_transformers(
 def against_process(
     name: str, engine: NativeEngine, label: str, peer: Peer | None, batch: int, n: int
 ) -> Figure:
-    """A peer in a process of its own; where it is not installed, our figure stands alone."""
+    """A peer in a process of its own; without it, or where it breaks, our figure stands alone."""
     prompts = chapters(batch)
     ours = _ours(engine, prompts)
-    if peer is None:
-        ours()
-        return alone(name, "tokens/s", [ours() for _ in range(n)], peer=label)
+    if peer is not None:
 
-    def theirs() -> float:
-        quiet(engine)
-        return peer.tokens_per_second(prompts, TOKENS)
+        def theirs() -> float:
+            quiet(engine)
+            return peer.tokens_per_second(prompts, TOKENS)
 
-    return against(name, "tokens/s", label, pairs(ours, theirs, n), lower_is_better=False)
+        try:
+            return against(name, "tokens/s", label, pairs(ours, theirs, n), lower_is_better=False)
+        except PeerEnded as error:
+            absent(error)
+    ours()
+    return alone(name, "tokens/s", [ours() for _ in range(n)], peer=label)
 
 
 def quiet(engine: NativeEngine) -> None:

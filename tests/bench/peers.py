@@ -33,6 +33,10 @@ PATIENCE_SECONDS = 20.0
 """How long a peer may take to end by itself."""
 
 
+class PeerEnded(InferenceError):
+    """A peer ended before it had answered."""
+
+
 class Peer:
     """A running peer; entering starts it, leaving ends it."""
 
@@ -78,7 +82,7 @@ class Peer:
         return self._process.pid
 
     def tokens_per_second(self, prompts: Sequence[str], tokens: int) -> float:
-        """Completion tokens a second; InferenceError with its last words where it broke."""
+        """Completion tokens a second; PeerEnded with its last words where it broke."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._signal(signal.SIGCONT)
         line = ""
@@ -89,7 +93,7 @@ class Peer:
             line = self._process.stdout.readline()
         self._signal(signal.SIGSTOP)
         if not line:
-            raise InferenceError(f"{self._command[0]} ended: {self._last_words()}")
+            raise PeerEnded(f"{self._command[0]} ended: {self._last_words()}")
         return float(json.loads(line)["tokens_per_second"])
 
     def _signal(self, kind: signal.Signals) -> None:
@@ -108,7 +112,7 @@ def vllm() -> Peer | None:
     try:
         python = vllm_interpreter()
     except InferenceInputError as error:
-        return _absent(error)
+        return absent(error)
     kept = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     return Peer([python, SCRIPTS / "vllm_peer.py", resolve("default")], kept)
 
@@ -118,7 +122,7 @@ def llamacpp() -> Peer | None:
     try:
         command = [llamacpp_interpreter(), SCRIPTS / "llamacpp_peer.py", default_gguf()]
     except InferenceError as error:
-        return _absent(error)
+        return absent(error)
     return Peer([*command, str(torch.get_num_threads())])
 
 
@@ -148,5 +152,6 @@ def default_gguf() -> Path:
     return path
 
 
-def _absent(error: InferenceError) -> None:
+def absent(error: InferenceError) -> None:
+    """Say on standard error why a peer is not measured."""
     print(f"not measured: {error}", file=sys.stderr)

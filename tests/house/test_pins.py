@@ -15,6 +15,12 @@ from packaging.version import Version
 from tests.house.source import ROOT
 
 PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.]+)")
+FILES = (
+    "constraints.txt",
+    "constraints-gpu.txt",
+    "constraints-vllm.txt",
+    "constraints-llamacpp.txt",
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -84,7 +90,7 @@ def test_torch_is_the_release_that_needs_no_cuda() -> None:
 
 
 def test_sorted_for_readable_diffs() -> None:
-    for file in ("constraints.txt", "constraints-gpu.txt", "constraints-vllm.txt"):
+    for file in FILES:
         names = list(pins(file))
         assert names == sorted(names)
 
