@@ -226,7 +226,7 @@ def test_refusals(tmp_path: Path, make: Any, error: type[Exception], message: st
         with pytest.raises(error, match=message):
             engine.generate([make(), ask()])
         assert engine.generate([ask(sampling=SamplingParams(max_tokens=2))])[0].token_ids
-        with pytest.raises(InferenceInputError, match="scored with guidance"):
+        with pytest.raises(InferenceInputError, match="guidance, under which a score"):
             engine.score(ask(guidance=ContextAware(Context("a"))), ["b"])
 
 

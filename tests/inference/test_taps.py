@@ -195,9 +195,9 @@ def test_what_taps_cannot_show_is_refused(tiny: Tiny) -> None:
     watch = Taps(lambda _: None, attention=(0,))
     engine = tiny()
     for options in ({"kv": StreamingLLM()}, {"skip_layers": (0, 1)}):
-        with pytest.raises(InferenceInputError, match="taps attention weights beside"):
+        with pytest.raises(InferenceInputError, match="taps attention weights with"):
             engine.generate([Request(prompt="fox", taps=watch, **options)])  # type: ignore[arg-type]
-    with pytest.raises(InferenceInputError, match="scored with taps"):
+    with pytest.raises(InferenceInputError, match="taps, under which a score"):
         engine.score(Request(prompt="fox", taps=watch), ["a"])
 
 
