@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference import FinishReason, InferenceInputError, Request, SamplingParams
+from inference import FinishReason, InferenceError, InferenceInputError, Request, SamplingParams
 from inference.engine import NativeConfig
 from inference.kv import KV_POLICIES, Full, KVPolicy, Moment, Random, StreamingLLM
 from inference.native.compact import Head
@@ -294,6 +294,28 @@ def test_an_abort_gives_the_memory_back(tmp_path: Path) -> None:
         assert engine.abort("endless")
         worker.join(60)
         assert [output.finish_reason for output in outputs] == [FinishReason.ABORTED]
+
+
+def test_a_step_that_fails_and_a_deadline_give_the_memory_back(folder: Path) -> None:
+    policy = StreamingLLM(sinks=2, recent=6)
+    with opened(folder) as engine:
+        (wanted,) = engine.generate([ask(policy)])
+        runner = engine._core().runner
+        step = runner.step
+
+        def broken(picked: Any, copies: Any = ()) -> Any:
+            step(picked, copies)
+            raise InferenceError("out of memory")
+
+        runner.step = broken  # type: ignore[method-assign]
+        with pytest.raises(InferenceError, match="out of memory"):
+            engine.generate([ask(policy), ask(None)])
+        runner.step = step  # type: ignore[method-assign]
+        assert engine._core().blocks.reserved == 0
+        (late,) = engine.generate([ask(policy, PROMPT, 200, seconds=1e-9)])
+        assert late.finish_reason is FinishReason.DEADLINE
+        assert engine._core().blocks.reserved == 0
+        assert engine.generate([ask(policy)])[0].token_ids == wanted.token_ids
 
 
 def test_memory_that_is_not_there_is_refused_and_others_go_on(folder: Path) -> None:
