@@ -246,20 +246,6 @@ def test_a_policy_that_breaks_fails_its_request_alone(
     assert "a request failed by a defect" in caplog.text
 
 
-def test_a_policy_that_mixes_up_entries_is_caught() -> None:
-    head = Head()
-    head.append(torch.zeros(3, 4), torch.zeros(3, 4), torch.arange(3))
-    for keys, values, positions in (
-        (torch.zeros(2, 4), torch.zeros(3, 4), torch.arange(2)),
-        (torch.zeros(2, 4), torch.zeros(2, 4), torch.arange(3)),
-        (torch.zeros(2, 5), torch.zeros(2, 5), torch.arange(2)),
-    ):
-        with pytest.raises(ValueError, match="keys"):
-            head.replace(keys, values, positions)
-    head.replace(head.keys[1:], head.values[1:], head.positions[1:])
-    assert head.bytes == 2 * (2 * 4 * 4 + 8), "a slice keeps its whole source"
-
-
 def test_twenty_at_once_end_as_each_does_alone(folder: Path) -> None:
     draw = random.Random(3)
     policies = [None, *(row.tight for row in ROWS)]
