@@ -29,10 +29,8 @@ from inference.errors import (
     Unsupported,
 )
 from inference.grammar import Grammar
-from inference.kv import StreamingLLM
 from inference.openai.engine import OpenAIEngine
 from inference.openai.server import address
-from inference.taps import Taps
 
 KEY = "sk-a-key-that-nobody-may-see"
 MODELS = {"data": [{"id": "small"}, {"id": "large", "max_model_len": 64}]}
@@ -287,14 +285,6 @@ def test_what_the_server_cannot_do_is_refused_by_name(opened: Callable[..., Open
         engine.generate([Request(prompt="x", truncate="left")])
     with pytest.raises(Unsupported, match="grammar"):
         engine.generate([Request(prompt="x", grammar=Grammar.regex("[a-z]+"))])
-    for inner, says in (
-        ({"kv": StreamingLLM()}, "a KV policy"),
-        ({"skip_layers": (0, 1)}, "skipped layers"),
-        ({"adapters": ("law",)}, "adapters"),
-        ({"taps": Taps(print)}, "taps"),
-    ):
-        with pytest.raises(Unsupported, match=f"gives {says}, which no server takes"):
-            engine.generate([Request(prompt="x", **inner)])  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match="score"):
         engine.score(REQUEST, ["y"])
     with pytest.raises(Unsupported, match="api: chat"):
