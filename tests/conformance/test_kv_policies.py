@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference import FinishReason, InferenceInputError, Request, SamplingParams
+from inference import FinishReason, InferenceError, InferenceInputError, Request, SamplingParams
 from inference.engine import NativeConfig
 from inference.kv import KV_POLICIES, Full, KVPolicy, Moment, Random, StreamingLLM
 from inference.native.compact import Head
@@ -246,20 +246,6 @@ def test_a_policy_that_breaks_fails_its_request_alone(
     assert "a request failed by a defect" in caplog.text
 
 
-def test_a_policy_that_mixes_up_entries_is_caught() -> None:
-    head = Head()
-    head.append(torch.zeros(3, 4), torch.zeros(3, 4), torch.arange(3))
-    for keys, values, positions in (
-        (torch.zeros(2, 4), torch.zeros(3, 4), torch.arange(2)),
-        (torch.zeros(2, 4), torch.zeros(2, 4), torch.arange(3)),
-        (torch.zeros(2, 5), torch.zeros(2, 5), torch.arange(2)),
-    ):
-        with pytest.raises(ValueError, match="keys"):
-            head.replace(keys, values, positions)
-    head.replace(head.keys[1:], head.values[1:], head.positions[1:])
-    assert head.bytes == 2 * (2 * 4 * 4 + 8), "a slice keeps its whole source"
-
-
 def test_twenty_at_once_end_as_each_does_alone(folder: Path) -> None:
     draw = random.Random(3)
     policies = [None, *(row.tight for row in ROWS)]
@@ -294,6 +280,28 @@ def test_an_abort_gives_the_memory_back(tmp_path: Path) -> None:
         assert engine.abort("endless")
         worker.join(60)
         assert [output.finish_reason for output in outputs] == [FinishReason.ABORTED]
+
+
+def test_a_step_that_fails_and_a_deadline_give_the_memory_back(folder: Path) -> None:
+    policy = StreamingLLM(sinks=2, recent=6)
+    with opened(folder) as engine:
+        (wanted,) = engine.generate([ask(policy)])
+        runner = engine._core().runner
+        step = runner.step
+
+        def broken(picked: Any, copies: Any = ()) -> Any:
+            step(picked, copies)
+            raise InferenceError("out of memory")
+
+        runner.step = broken  # type: ignore[method-assign]
+        with pytest.raises(InferenceError, match="out of memory"):
+            engine.generate([ask(policy), ask(None)])
+        runner.step = step  # type: ignore[method-assign]
+        assert engine._core().blocks.reserved == 0
+        (late,) = engine.generate([ask(policy, PROMPT, 200, seconds=1e-9)])
+        assert late.finish_reason is FinishReason.DEADLINE
+        assert engine._core().blocks.reserved == 0
+        assert engine.generate([ask(policy)])[0].token_ids == wanted.token_ids
 
 
 def test_memory_that_is_not_there_is_refused_and_others_go_on(folder: Path) -> None:

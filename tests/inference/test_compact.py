@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from inference.kv import KVPolicy, Moment, StreamingLLM
 from inference.native.attention import Heads
 from inference.native.blocks import BlockManager
-from inference.native.compact import Compact
+from inference.native.compact import Compact, Head
 from inference.native.lean import Rotary, rotate
 from inference.native.scheduler import Scheduler
 from inference.native.sequence import Sequence, Status
@@ -73,6 +73,20 @@ def test_an_accepted_path_leaves_what_single_tokens_leave(policy: KVPolicy) -> N
 
 def _after_prompt(policy: KVPolicy) -> list[int]:
     return [4, 6] if isinstance(policy, Uneven) else [5, 5]
+
+
+def test_a_policy_that_mixes_up_entries_is_caught() -> None:
+    head = Head()
+    head.append(torch.zeros(3, 4), torch.zeros(3, 4), torch.arange(3))
+    for keys, values, positions in (
+        (torch.zeros(2, 4), torch.zeros(3, 4), torch.arange(2)),
+        (torch.zeros(2, 4), torch.zeros(2, 4), torch.arange(3)),
+        (torch.zeros(2, 5), torch.zeros(2, 5), torch.arange(2)),
+    ):
+        with pytest.raises(ValueError, match="keys"):
+            head.replace(keys, values, positions)
+    head.replace(head.keys[1:], head.values[1:], head.positions[1:])
+    assert head.bytes == 2 * (2 * 4 * 4 + 8), "a slice keeps its whole source"
 
 
 class Private(KVPolicy):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference import InferenceInputError
-from inference.errors import KVInputError
+from inference import InferenceInputError, Request
+from inference.errors import KVInputError, Unsupported
 from inference.kv import KV_POLICIES, Full, KVPolicy, Random, StreamingLLM, build, parse, spell
+from inference.openai.calls import check
+from inference.openai.server import Profile
 
 POLICIES = st.one_of(
     st.just(Full()),
@@ -63,6 +66,13 @@ def test_values_of_a_mapping_have_their_type() -> None:
             build({"use": "random", "budget": value})
     with pytest.raises(KVInputError, match="needs its name under 'use'"):
         build({"budget": 8})
+
+
+@pytest.mark.parametrize("inner", [{"kv": StreamingLLM()}, {"skip_layers": (0, 1)}])
+def test_a_server_takes_neither_policies_nor_skipped_layers(inner: dict[str, Any]) -> None:
+    profile = Profile("m", 100, frozenset())
+    with pytest.raises(Unsupported, match="use the native engine"):
+        check(profile, "auto", Request(prompt="x", **inner), "http://127.0.0.1:1")
 
 
 def test_reading_a_name_loads_no_tensor_library() -> None:
