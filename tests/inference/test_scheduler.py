@@ -94,6 +94,8 @@ class Work(RuleBasedStateMachine):
         child = Sequence([*parent.ids[:cached], *tail][:CONTEXT], salt=parent.salt)
         self.live.append(child)
         self.scheduler.fork(parent, child, min(cached, len(child.ids) - 1))
+        if data.draw(st.booleans()):
+            self.end(parent)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -136,7 +138,7 @@ class Work(RuleBasedStateMachine):
             if seq.status is Status.RUNNING and all(one.remaining == 0 for one in rows):
                 for one in rows:
                     one.ids.append(token)
-                if sum(len(one.ids) for one in rows) > CONTEXT:
+                if sum(-(-len(one.ids) // SIZE) for one in rows) > CAPACITY:
                     self.end(seq)
 
     def check_picked(
@@ -150,7 +152,8 @@ class Work(RuleBasedStateMachine):
             not joined or len(self.scheduler.running) == len(joined[0].group)
         )
         assert all(s.scheduled > 0 for s in picked) and len(set(map(id, picked))) == len(picked)
-        assert all(s.scheduled == s.rows for s in picked if s.draft is not None)
+        assert all(s.scheduled == 1 + len(s.draft.ids) for s in picked if s.draft is not None)
+        assert all(s.status is Status.RUNNING for s in picked)
         skipped = [s for s in decoding if s.status is Status.RUNNING and s not in picked]
         if skipped:  # only where decoding alone fills the budget
             assert all(s in decoding for s in picked) and total == self.scheduler.budget
@@ -335,3 +338,70 @@ def test_blocks_of_one_sequence_lie_side_by_side() -> None:
     run(scheduler, 50)
     for seq in answers:
         assert seq.blocks == list(range(seq.blocks[0], seq.blocks[0] + len(seq.blocks)))
+
+
+def grouped(*rows: Sequence) -> tuple[Sequence, ...]:
+    for seq in rows:
+        seq.group = rows
+    return rows
+
+
+def test_a_row_whose_group_is_preempted_for_it_is_not_computed() -> None:
+    scheduler = Scheduler(BlockManager(12, 0, SIZE), budget=100, rows=8)
+    old, rows = Sequence([1] * 21), grouped(Sequence([1] * 12), Sequence([1] * 12))
+    for seq in (old, *rows):
+        scheduler.add(seq)
+    run(scheduler, 1)  # every block is taken, and the first of the group needs one more
+    assert [seq for seq, _ in run(scheduler, 1)[0]] == [old]
+    assert all((seq.status, seq.blocks, seq.preemptions) == (Status.WAITING, [], 1) for seq in rows)
+
+
+def test_a_group_beyond_the_limit_of_rows_runs_alone() -> None:
+    scheduler = Scheduler(BlockManager(100, 0, SIZE), budget=100, rows=2)
+    first, three = Sequence([1]), grouped(*(Sequence([1]) for _ in range(3)))
+    for seq in (first, *three, last := Sequence([1])):
+        scheduler.add(seq)
+    assert [seq for seq, _ in run(scheduler, 1)[0]] == [first]
+    scheduler.finish(first)
+    assert [seq for seq, _ in run(scheduler, 1)[0]] == [*three]
+    for seq in three:
+        scheduler.finish(seq)
+    assert [seq for seq, _ in run(scheduler, 1)[0]] == [last]
+
+
+def test_a_fork_that_outlives_its_parent_spoils_no_prefix() -> None:
+    blocks = BlockManager(10, 10, SIZE)
+    scheduler = Scheduler(blocks, budget=100, rows=8)
+    parent = Sequence([1, 2, 3, 4, 5])
+    scheduler.add(parent)
+    run(scheduler, 1)
+    child = Sequence([1, 2, 7, 8])
+    scheduler.fork(parent, child, 2)
+    scheduler.finish(parent)
+    run(scheduler, 1)  # writes 7 and 8 where 3 and 4 lay
+    again = Sequence([1, 2, 3, 4, 5])
+    scheduler.add(again)
+    run(scheduler, 1)
+    assert again.reused == 0 and not set(again.blocks) & set(child.blocks)
+
+
+def test_a_draft_gives_way_to_room_and_memory() -> None:
+    scheduler = Scheduler(BlockManager(5, 0, SIZE), budget=6, rows=8)
+    seq, other = Sequence([1] * 6), Sequence([1] * 3)
+    for one in (seq, other):
+        scheduler.add(one)
+    run(scheduler, 3)
+    assert (seq.remaining, seq.cached, other.cached) == (1, 8, 4)  # each needs a block
+    seq.draft = Draft((1,) * 20, tuple(range(-1, 19)))
+    assert run(scheduler, 1)[0] == [(seq, 4), (other, 1)]  # its last block is full
+
+
+def test_a_draft_leaves_every_answer_its_row() -> None:
+    scheduler = Scheduler(BlockManager(100, 0, SIZE), budget=6, rows=8)
+    answers = [Sequence([1]) for _ in range(4)]
+    for seq in answers:
+        scheduler.add(seq)
+    run(scheduler, 1)
+    for seq in answers:
+        seq.draft = Draft((1,) * 9, (-1,) * 9)
+    assert [count for _, count in run(scheduler, 1)[0]] == [3, 1, 1, 1]
