@@ -111,7 +111,6 @@ class BlockManager:
                 del self._by_hash[digest]
         for _ in range(missing):
             seq.blocks.append(self._take(seq.blocks[-1] if seq.blocks else -1, missing, seq))
-        self._trim()
         return True
 
     def set_apart(self, seq: Sequence) -> bool:
@@ -120,7 +119,7 @@ class BlockManager:
             return False
         self.reserved += seq.reserve
         seq.reserved = seq.reserve
-        self._trim()
+        self._make_room(0)
         return True
 
     def fork(self, parent: Sequence, child: Sequence, cached: int) -> None:
@@ -191,14 +190,13 @@ class BlockManager:
 
     def _take(self, before: int, count: int, seq: Sequence | None = None) -> int:
         """A block, the one after `before` if possible, else a start of `count` blank ones."""
+        self._make_room(1)
         block = before + 1
         if before < 0 or block >= self.capacity or self._marks[block] == TAKEN:
             wanted = max(count, -(-seq.expected // self.size) if seq else 1)
             block = self._place(wanted, count)
             if seq is not None and block >= 0:
                 self._set_aside(seq, block, wanted)
-        if block < 0:
-            block = self._forget_oldest()
         self._marks[block] = TAKEN
         self._refs[block] = 1
         return block
@@ -220,9 +218,10 @@ class BlockManager:
                 self._marks[block] = BLANK
         seq.aside = range(start, end)
 
-    def _trim(self) -> None:
-        """What is set apart is not spent on prefixes that nobody uses."""
-        while self._idle and len(self._refs) + len(self._idle) + self.reserved > self.capacity:
+    def _make_room(self, count: int) -> None:
+        """Forget so many prefixes that `count` blocks fit beside what is held and reserved."""
+        taken = len(self._refs) + self.reserved + count
+        while self._idle and taken + len(self._idle) > self.capacity:
             self._marks[self._forget_oldest()] = BLANK
 
     def _forget_oldest(self) -> int:

@@ -64,9 +64,10 @@ class Scheduler:
         for seq in sorted(decoding, key=lambda s: s.turn):
             if not self._room() or seq.status is not Status.RUNNING:
                 continue
-            self._cut(seq)
-            if self._secure(seq, seq.cached + seq.rows):
+            if self._secure(seq, seq.cached + 1):
                 self._pick(seq)
+        for seq in self._picked:
+            self._guess(seq)
 
     def _read(self) -> None:
         """Further pieces of prompts that have begun."""
@@ -123,7 +124,7 @@ class Scheduler:
         return self.budget - sum(seq.scheduled for seq in self._picked)
 
     def _pick(self, seq: Sequence) -> None:
-        seq.scheduled = min(seq.rows, self._room())
+        seq.scheduled = min(seq.remaining, self._room())
         if seq.chunk is not None and seq.remaining > 1:
             seq.scheduled = min(seq.scheduled, seq.chunk - seq.cached % seq.chunk)
         self._picked.append(seq)
@@ -152,12 +153,17 @@ class Scheduler:
                 return False
         return True
 
-    def _cut(self, seq: Sequence) -> None:
-        """Shorten a draft to the rows and the memory there are: a guess displaces nobody."""
+    def _guess(self, seq: Sequence) -> None:
+        """Add a draft, cut to the rows and memory nobody else took: a guess displaces nobody."""
+        if seq.draft is None:
+            return
+        fits = min(self._room(), self.blocks.writable(seq) - 1)
+        if fits < len(seq.draft.ids):
+            seq.draft = seq.draft.first(fits) if fits > 0 else None
         if seq.draft is not None:
-            fits = min(self._room(), self.blocks.writable(seq)) - 1
-            if fits < len(seq.draft.ids):
-                seq.draft = seq.draft.first(fits) if fits > 0 else None
+            seq.scheduled += len(seq.draft.ids)
+            grown = seq.cache is not None or self.blocks.grow(seq, seq.cached + seq.scheduled)
+            assert grown, "writable() counted these blocks"
 
     def _admit(self, seq: Sequence) -> bool:
         """Start a waiting sequence, and its group, if blocks for all of their tokens are free."""

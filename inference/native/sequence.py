@@ -94,11 +94,6 @@ class Sequence:
     group: Several[Sequence] = ()
 
     @property
-    def rows(self) -> int:
-        """Tokens the next step would like to compute, a draft included."""
-        return self.remaining + (len(self.draft.ids) if self.draft is not None else 0)
-
-    @property
     def remaining(self) -> int:
         """Tokens that are not in the cache yet."""
         return len(self.ids) - self.cached

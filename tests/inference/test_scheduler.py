@@ -94,6 +94,8 @@ class Work(RuleBasedStateMachine):
         child = Sequence([*parent.ids[:cached], *tail][:CONTEXT], salt=parent.salt)
         self.live.append(child)
         self.scheduler.fork(parent, child, min(cached, len(child.ids) - 1))
+        if data.draw(st.booleans()):
+            self.end(parent)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -136,7 +138,7 @@ class Work(RuleBasedStateMachine):
             if seq.status is Status.RUNNING and all(one.remaining == 0 for one in rows):
                 for one in rows:
                     one.ids.append(token)
-                if sum(len(one.ids) for one in rows) > CONTEXT:
+                if sum(-(-len(one.ids) // SIZE) for one in rows) > CAPACITY:
                     self.end(seq)
 
     def check_picked(
@@ -150,7 +152,8 @@ class Work(RuleBasedStateMachine):
             not joined or len(self.scheduler.running) == len(joined[0].group)
         )
         assert all(s.scheduled > 0 for s in picked) and len(set(map(id, picked))) == len(picked)
-        assert all(s.scheduled == s.rows for s in picked if s.draft is not None)
+        assert all(s.scheduled == 1 + len(s.draft.ids) for s in picked if s.draft is not None)
+        assert all(s.status is Status.RUNNING for s in picked)
         skipped = [s for s in decoding if s.status is Status.RUNNING and s not in picked]
         if skipped:  # only where decoding alone fills the budget
             assert all(s in decoding for s in picked) and total == self.scheduler.budget
