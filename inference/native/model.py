@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -149,6 +150,13 @@ def _stop_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
     if stated is None:
         return frozenset()
     return frozenset(stated if isinstance(stated, list) else [stated])
+
+
+def _trim() -> None:
+    """Give the memory that loading has freed back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _device(name: str) -> torch.device:

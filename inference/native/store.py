@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -28,21 +29,20 @@ class Store:
         """Have room for slot numbers below `slots`; InferenceError where memory does not allow."""
         if slots <= self._slots:
             return
-        # Doubling keeps the copies rare; memory that is never written is never resident on a CPU.
-        size = max(slots, 2 * self._slots)
+        size = max(slots, 2 * self._slots)  # doubling keeps the copies rare
         for held in (self.keys, self.values):
             for layer, old in held.items():
                 if len(old) >= size:  # an earlier attempt came this far
                     continue
                 try:
-                    grown = old.new_empty(size, *old.shape[1:])
-                except RuntimeError as error:
+                    grown = _room(old, size)
+                except (RuntimeError, OSError, OverflowError, ValueError) as error:
                     raise InferenceError(
                         f"there is too little memory for key/value entries of {size} tokens "
                         f"({self.token_bytes * size} bytes); lower kv_cache_bytes or step_rows, "
                         "or send fewer or shorter requests at a time"
                     ) from error
-                grown[: len(old)] = old
+                grown[: self._slots] = old[: self._slots]
                 held[layer] = grown
         self._slots = size
 
@@ -84,3 +84,16 @@ class Store:
         for held in (self.keys, self.values):
             for tensor in held.values():
                 tensor[target : target + slots] = tensor[source : source + slots]
+
+
+def _room(like: torch.Tensor, slots: int) -> torch.Tensor:
+    """An empty tensor of so many slots; on a CPU only what is written takes memory.
+
+    A map of its own goes back to the system when it is freed, which the allocator's heap does not.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(slots, *like.shape[1:])
+    size = like[0].numel() * slots
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = mmap.mmap(-1, size * like.element_size(), flags=private)
+    return torch.frombuffer(pages, dtype=like.dtype, count=size).view(slots, *like.shape[1:])
