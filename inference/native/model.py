@@ -99,6 +99,7 @@ class Model:
         else:
             network = _plain(folder, name, kind, place)
         stop_ids = _stop_ids(folder, config, tokenizer)
+        _trim()
         return cls(network, tokenizer, name, config, stop_ids, folder)
 
     @property
