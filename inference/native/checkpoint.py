@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from inference.errors import InferenceError
+
+
+class Table:
+    """Rows of a tensor [rows, width], read from the file when they are asked for.
+
+    Looked up in a memory map instead, each row would keep the pages around it in memory.
+    """
+
+    def __init__(self, file: Path, tensor: str, rows: int, width: int, dtype: torch.dtype) -> None:
+        self.rows, self.width, self._dtype = rows, width, dtype
+        self._file = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        # safetensors: the header's length in 8 bytes, the header as JSON, then the tensors.
+        length = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        header = json.loads(os.pread(self._file, length, 8))
+        self._begin = 8 + length + int(header[tensor]["data_offsets"][0])
+        self._bytes = width * dtype.itemsize
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows [len(ids), width] in the file's type."""
+        found = bytearray()
+        for row in ids.tolist():
+            found += os.pread(self._file, self._bytes, self._begin + row * self._bytes)
+        return torch.frombuffer(found, dtype=self._dtype).view(-1, self.width)
 
 
 class Checkpoint:
@@ -54,6 +80,11 @@ class Checkpoint:
     def find(self, tensor: str) -> torch.Tensor | None:
         """A tensor, or None where the checkpoint has none of that name."""
         return self.read(tensor) if tensor in self else None
+
+    def table(self, tensor: str) -> Table:
+        """A tensor of two dimensions whose rows are looked up in the file."""
+        shape, dtype = self.read(tensor).shape, self.read(tensor).dtype
+        return Table(self._where[tensor], tensor, int(shape[0]), int(shape[1]), dtype)
 
     def _list(self) -> list[Path]:
         index = self._folder / "model.safetensors.index.json"

@@ -22,6 +22,8 @@ from inference.native.step import Step
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types, as config.json names them."""
 
+EMBEDDING = "model.embed_tokens.weight"
+
 
 def runs_lean(config: Any) -> bool:
     """Whether a checkpoint of this configuration is one this forward pass computes exactly."""
@@ -61,20 +63,19 @@ class Lean:
         # largest tensor comes first, while there is little else.
         with Checkpoint(folder, name) as found:
             self._tied = bool(getattr(config, "tie_word_embeddings", False))
-            table = "model.embed_tokens.weight" if self._tied else "lm_head.weight"
+            table = EMBEDDING if self._tied else "lm_head.weight"
             self._head = Linear(self.tensor(found, table), pack=pack)
             self._norm = self.tensor(found, "model.norm.weight")
         self.layers: list[Layer] = []
         for at in range(int(config.num_hidden_layers)):
             with Checkpoint(folder, name) as found:
                 self.layers.append(Layer(self, found, at, pack=pack))
-        # Opened again, so that only rows that are looked up are ever read into memory.
-        self._file = Checkpoint(folder, name)
-        self._table = self._file.read("model.embed_tokens.weight")
-        if device.type != "cpu":
-            self._table = self._table.to(device, dtype)
-            self._file.__exit__()
-        self.vocabulary = int(self._table.shape[0])
+        with Checkpoint(folder, name) as found:
+            self._rows = found.table(EMBEDDING)
+            self._table: torch.Tensor | None = None
+            if device.type != "cpu":
+                self._table = self.tensor(found, EMBEDDING)
+        self.vocabulary = self._rows.rows
         self.width = self._head.shape[0]
 
     @property
@@ -82,7 +83,7 @@ class Lean:
         """Bytes of the weights as their shapes and type give them, tied ones once."""
         inner = sum(layer.elements for layer in self.layers)
         head = self._head.shape[0] * self._head.shape[1]
-        table = 0 if self._tied else self._table.numel()
+        table = 0 if self._tied else self._rows.rows * self._rows.width
         return int((inner + head + table) * self.dtype.itemsize)
 
     def tensor(self, found: Checkpoint, name: str) -> torch.Tensor:
@@ -91,7 +92,9 @@ class Lean:
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [rows, hidden] of token ids [rows]."""
-        return embedding(ids, self._table).to(self.dtype)
+        if self._table is None:
+            return self._rows(ids).to(self.dtype)
+        return embedding(ids, self._table)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMS norm over the last dimension; the mean of squares is taken in float32."""

@@ -73,7 +73,7 @@ def measure() -> dict[str, int]:
     resident, anonymous = status_bytes("VmRSS"), status_bytes("RssAnon")
     Path("/proc/self/clear_refs").write_text("5")
     with _Highest("RssAnon") as highest:
-        engine = NativeConfig(dtype="bfloat16", prefix_cache_bytes=0).open()
+        engine = NativeConfig(dtype="bfloat16", prefix_cache_bytes=0, step_tokens=512).open()
         assert isinstance(engine, NativeEngine)
         sampling = SamplingParams(max_tokens=ANSWER)
         prompts = [window(ids, at * 1009, PROMPT) for at in range(ROWS)]
