@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -36,11 +37,8 @@ class Admission:
         self.running: Running[Job] = Running()
         self._model = model
         self._core = core
-        self._adapters = (
-            Adapters(Shape.of_config(model.config, model.network.dtype, model.device))
-            if model.lean is not None
-            else None
-        )
+        self._adapters: Adapters | None = None
+        self._making = threading.Lock()
 
     @contextmanager
     def admit(self, requests: Sequence[Request]) -> Iterator[list[Job]]:
@@ -108,13 +106,17 @@ class Admission:
     @property
     def adapters(self) -> Adapters:
         """What is attached; Unsupported where the model's forward pass takes no adapters."""
-        if self._adapters is None:
-            model = self._model
+        model = self._model
+        if model.lean is None:
             raise Unsupported(
                 f"model {model.name!r} of type {model.config.model_type!r} takes no adapters; "
                 "choose a model of the Llama, Qwen2, Qwen3, Mistral or SmolLM family"
             )
-        return self._adapters
+        with self._making:  # two first callers must not get a registry each
+            if self._adapters is None:
+                shape = Shape.of_config(model.config, model.network.dtype, model.device)
+                self._adapters = Adapters(shape)
+            return self._adapters
 
     @cached_property
     def _grammars(self) -> Compiler:

@@ -122,10 +122,6 @@ class Lean:
             step.recorder.hidden(step, len(self.layers), hidden)
         return self._head(hidden[step.kept]).float() if len(step.kept) else None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [rows, vocabulary] of final hidden states [rows, hidden]."""
-        return self._head(hidden).float()
-
 
 class Layer:
     """One decoder layer."""
