@@ -9,9 +9,11 @@ from pydantic import Field
 from inference import Capability
 from inference.engine import EngineConfig
 from retrieval import RetrieverConfig
+from workflows.errors import Fault, InvalidWorkflow
 from workflows.nodes.base import Node
 from workflows.nodes.basic import CallWorkflow, Set
-from workflows.validate import Tables
+from workflows.source import parse_yaml
+from workflows.validate import Tables, validate
 
 
 class Search(Node):
@@ -111,3 +113,21 @@ edges:
 """,
 }
 """Other edges between the same nodes, all valid."""
+
+ASK = 'ask: {use: ask, with: {prompt: "${state.hits}"}, sampling: {temperature: 0.5}}'
+"""The node of `BASE` that generates."""
+
+
+def faults_of(text: str, tables: Tables) -> list[Fault]:
+    """What is wrong with a workflow, nothing if it is valid."""
+    try:
+        validate(parse_yaml(text, "f.yaml"), tables)
+    except InvalidWorkflow as error:
+        return error.faults
+    return []
+
+
+def with_key(key: str, value: str, base: str) -> str:
+    """`base` with one more key on its generating node."""
+    assert ASK in base
+    return base.replace(ASK, ASK[:-1] + f", {key}: {value}}}")

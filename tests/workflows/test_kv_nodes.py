@@ -13,13 +13,13 @@ from inference.engine import NativeConfig
 from inference.kv import Random, StreamingLLM
 from inference.native.engine import NativeEngine
 from tests.inference.tiny import checkpoint
-from tests.workflows.basis import BASE, TABLES, Large
+from tests.workflows.basis import BASE, TABLES, Large, faults_of, with_key
 from tests.workflows.conftest import Run
 from tests.workflows.replay import ReplayEngine
-from workflows.errors import Fault, InvalidWorkflow
+from workflows.errors import Fault
 from workflows.jsonschema import workflow_schema
 from workflows.source import parse_yaml
-from workflows.validate import Tables, validate
+from workflows.validate import Tables
 
 
 class Shrinking(Large):
@@ -30,7 +30,6 @@ class Shrinking(Large):
 
 ALL = Tables(TABLES.nodes, {**TABLES.engines, "shrinking": Shrinking}, TABLES.retrievers)
 FINE = BASE.replace("use: small", "use: shrinking")
-NODE = 'ask: {use: ask, with: {prompt: "${state.hits}"}, sampling: {temperature: 0.5}}'
 TEXT = """\
 name: w
 resources: {engine: {use: native}}
@@ -42,16 +41,11 @@ outputs: {answer: "${state.text}"}
 
 
 def faults(text: str) -> list[Fault]:
-    try:
-        validate(parse_yaml(text, "f.yaml"), ALL)
-    except InvalidWorkflow as error:
-        return error.faults
-    return []
+    return faults_of(text, ALL)
 
 
 def with_kv(kv: str, base: str = FINE) -> str:
-    assert NODE in base
-    return base.replace(NODE, NODE[:-1] + f", kv: {kv}}}")
+    return with_key("kv", kv, base)
 
 
 @pytest.mark.parametrize(

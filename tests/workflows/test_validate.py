@@ -7,18 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.workflows.basis import BASE, TABLES, VALID
-from workflows.errors import Fault, InvalidWorkflow
-from workflows.source import parse_yaml
-from workflows.validate import validate
+from tests.workflows.basis import BASE, TABLES, VALID, faults_of
+from workflows.errors import Fault
 
 
 def faults(text: str) -> list[Fault]:
-    try:
-        validate(parse_yaml(text, "f.yaml"), TABLES)
-    except InvalidWorkflow as error:
-        return error.faults
-    return []
+    return faults_of(text, TABLES)
 
 
 def change(old: str, new: str) -> str:
