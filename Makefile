@@ -39,7 +39,7 @@ tools:
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) | tools
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" setuptools
-	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" --no-build-isolation -e '.[$(EXTRAS),train,dev]'
+	$(BIN)/python -m pip install -c "$(CONSTRAINTS)" --no-build-isolation -e '.[$(EXTRAS),service,train,dev]'
 	@touch "$@"
 
 install: $(INSTALLED)

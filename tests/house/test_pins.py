@@ -71,7 +71,7 @@ def test_every_installed_dependency_is_pinned_at_its_version() -> None:
     extra = "gpu" if find_spec("vllm") else "cpu"
     pinned = pins({"gpu": "constraints-gpu.txt", "cpu": "constraints.txt"}[extra])
     wrong = {}
-    for name in sorted(needed({extra, "train", "dev"})):
+    for name in sorted(needed({extra, "service", "train", "dev"})):
         installed = Version(importlib.metadata.version(name)).public
         if pinned.get(name) != installed:
             wrong[name] = (installed, pinned.get(name, "not pinned"))
