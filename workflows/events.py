@@ -53,6 +53,71 @@ class TextDelta(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TokensProduced(Event):
+    """Tokens that generation `call` of a step has just decoded: what a warm resume starts from.
+
+    `call` counts the step's generations from 1, `at` the tokens that came before these.
+    """
+
+    type: ClassVar[str] = "tokens_produced"
+    node: str
+    task: str
+    call: int
+    at: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCalled(Event):
+    """One generation of a step ended: by whom, how, and what it cost.
+
+    `engine` is the row of the engine table, `sampling` the parameters as the engine got them,
+    `stats` an `inference.Stats` as a mapping. `seconds` is wall time, `started_at` is seconds
+    since the epoch.
+    """
+
+    type: ClassVar[str] = "model_called"
+    node: str
+    task: str
+    call: int
+    engine: str
+    model: str
+    sampling: Mapping[str, Any]
+    finish_reason: str
+    started_at: float
+    seconds: float
+    usage: Usage
+    stats: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return {**Event.to_dict(self), "usage": self.usage.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved(Event):
+    """One search of a step ended; `hits` is the number of passages found for all its queries."""
+
+    type: ClassVar[str] = "retrieved"
+    node: str
+    task: str
+    retriever: str
+    queries: int
+    k: int
+    hits: int
+    started_at: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Event):
+    """The run waits for answers; each of `asks` has `id`, `node` and what `interrupt` shows."""
+
+    type: ClassVar[str] = "asked"
+    asks: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepFinished(Event):
     """A node ended: what it cost, what it noted, and the error if it failed.
 

@@ -12,7 +12,7 @@ from typing import Any
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphRecursionError, InvalidUpdateError
 
-from inference import Budget, InferenceError, Usage
+from inference import Budget, InferenceError
 from retrieval import RetrievalError
 from workflows.compiler import compile_graph, initial_state
 from workflows.errors import WorkflowError
@@ -20,6 +20,7 @@ from workflows.events import Event, RunFinished, RunStarted, Sink, StepFinished
 from workflows.expressions import Template
 from workflows.loading import Workflow
 from workflows.meter import BudgetExhausted, Meter
+from workflows.past import Past
 from workflows.resources import Resources
 from workflows.scope import Scope, budget_of
 
@@ -57,19 +58,6 @@ class RunResult:
             "usage": self.usage,
             "error": self.error,
         }
-
-
-@dataclass(frozen=True)
-class Past:
-    """What earlier attempts of a resumed run did: their step records and active seconds."""
-
-    steps: Sequence[Mapping[str, Any]] = ()
-    seconds: float = 0.0
-
-    @property
-    def usage(self) -> Usage:
-        """Sum over the steps."""
-        return sum((Usage(**step["usage"]) for step in self.steps), Usage())
 
 
 @dataclass

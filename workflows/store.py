@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from inference.models import models_home
 from workflows.errors import WorkflowError, WorkflowInputError
 from workflows.events import Event, RunFinished, StepStarted, TextDelta
-from workflows.runtime import Past, step_record
+from workflows.past import Past
+from workflows.runtime import step_record
 
 KEPT_RUNS = 200
 """Runs kept on disk; the oldest finished ones beyond are removed."""

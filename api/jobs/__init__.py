@@ -1,0 +1,1 @@
+"""Queued runs: durable jobs over Redis."""
