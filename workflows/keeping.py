@@ -34,7 +34,7 @@ class Journal(Protocol):
     async def flush(self) -> None:
         """Return when all that was taken in is kept; raises Fenced, or what stopped the writing.
 
-        The runtime awaits it before every checkpoint, so that no checkpoint is ahead of its journal.
+        The runtime awaits it before every checkpoint, so no checkpoint is ahead of its journal.
         """
         ...
 
