@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import ConnectionClosed
@@ -91,7 +92,8 @@ class WorkBroker(JobBroker):
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = EMPTY_MS) -> Consumer:
         """A consumer that fetches one message at a time, when the gate lets it."""
         above = self._serves[: self._serves.index(queue_name)]
-        return GatedConsumer(self, super().consume(queue_name, 1, EMPTY_MS), queue_name, above)
+        inner: Any = super().consume(queue_name, 1, EMPTY_MS)
+        return GatedConsumer(self, inner, queue_name, above)
 
     def waiting(self, queue_name: str) -> bool:
         """Whether a message can be fetched from a queue."""
@@ -101,9 +103,7 @@ class WorkBroker(JobBroker):
 class GatedConsumer(Consumer):
     """Wraps dramatiq's consumer; a server that is away is waited for, and acks are made up for."""
 
-    def __init__(
-        self, broker: WorkBroker, inner: Consumer, queue: str, above: Sequence[str]
-    ) -> None:
+    def __init__(self, broker: WorkBroker, inner: Any, queue: str, above: Sequence[str]) -> None:
         self._broker = broker
         self._inner = inner
         self._queue = queue
@@ -137,7 +137,7 @@ class GatedConsumer(Consumer):
         if not self._broker.gate.take():
             self._broker.do_qsize(self._queue)  # a heartbeat, as every command is
             return None
-        message = None
+        message: MessageProxy | None = None
         try:
             self._inner.prefetch = self._inner.outstanding_message_count + 1
             message = next(self._inner)

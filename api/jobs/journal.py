@@ -1,4 +1,4 @@
-"""The journal of a queued run: its events in the job's stream, in batches, while the claim holds."""
+"""The journal of a queued run: its events in the job's stream, while the claim holds."""
 
 from __future__ import annotations
 
