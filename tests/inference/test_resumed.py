@@ -90,7 +90,9 @@ def test_an_adapter_and_other_requests_beside_change_nothing(tmp_path: Path) -> 
     engine = open_engine(model, adapters={"law": str(lora)}, prefix_cache_bytes=2**20)
     try:
         requests = [
-            Request(prompt=f"{PROMPT} {n}", sampling=params(seed=n, temperature=0.8), adapters=names)
+            Request(
+                prompt=f"{PROMPT} {n}", sampling=params(seed=n, temperature=0.8), adapters=names
+            )
             for n, names in enumerate([(), ("law",)] * 4)
         ]
         whole = engine.generate(requests)
