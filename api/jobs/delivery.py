@@ -47,8 +47,7 @@ class Gate:
         """Grows whenever there is reason to look again."""
         return self._changes
 
-    @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether a message may be fetched."""
         return self._free > 0 and not self._closed
 
@@ -147,7 +146,7 @@ class GatedConsumer(Consumer):
     def _fetch(self) -> MessageProxy | None:
         gate = self._broker.gate
         self._make_up()
-        if not gate.open:
+        if not gate.is_open():
             self._broker.do_qsize(self._queue)  # a heartbeat, as every command is
             return None
         if any(self._broker.waiting(queue) for queue in self._above):
@@ -155,7 +154,7 @@ class GatedConsumer(Consumer):
             gate.wake()
             return None
         with gate.fetching:
-            if not gate.open:
+            if not gate.is_open():
                 return None
             self._inner.prefetch = self._inner.outstanding_message_count + 1
             message: MessageProxy | None = next(self._inner)

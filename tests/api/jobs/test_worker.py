@@ -288,15 +288,15 @@ def test_a_job_without_a_model_loads_no_torch(place: Site) -> None:
 def test_a_gate_lets_through_as_many_as_it_has_slots() -> None:
     gate = Gate(2)
     for _ in range(2):
-        assert gate.open
+        assert gate.is_open()
         gate.take()
-    assert not gate.open
+    assert not gate.is_open()
     seen = gate.changes
     gate.give()
     gate.wait(seen, 10)  # returns at once: something changed
-    assert gate.open
+    assert gate.is_open()
     gate.close()
-    assert not gate.open, "a worker that drains takes nothing more"
+    assert not gate.is_open(), "a worker that drains takes nothing more"
 
 
 def test_the_nursery_leaves_no_worker_behind(place: Site) -> None:
