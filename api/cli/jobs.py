@@ -139,7 +139,11 @@ def conclude(job: Job, as_json: bool) -> int:
         _print(job.to_dict())
     elif job.result is not None:
         # What is wrong or asked is told below, with a job's remedy instead of a run's.
-        plain: dict[str, Any] = {"status": RunStatus(job.result["status"]), "error": None, "asks": []}
+        plain: dict[str, Any] = {
+            "status": RunStatus(job.result["status"]),
+            "error": None,
+            "asks": [],
+        }
         Account(quiet=True).conclude(RunResult(**{**job.result, **plain}))
     if not as_json and state != "completed":
         told = [f"job {job.id} is {state}", *([job.error["message"]] if job.error else ())]
