@@ -54,6 +54,12 @@ END $$""",
     ),
 )
 
+_FENCED_TABLES = (
+    "SELECT count(*) AS fenced FROM pg_trigger WHERE tgname = 'ragwright_fence' AND tgrelid IN ("
+    + ", ".join(f"to_regclass('{table}')" for table in _TABLES)
+    + ")"
+)
+
 _CLAIM = """
 INSERT INTO ragwright_fences VALUES (%s, %s)
 ON CONFLICT (thread_id) DO UPDATE SET newest = EXCLUDED.newest
@@ -94,9 +100,13 @@ async def _set_up(saver: PostgresSaver) -> None:
         await asyncio.sleep(0.05)
     try:
         await saver.setup()
-        async with connection.transaction():
-            for statement in _SCHEMA:
-                await connection.execute(statement)
+        # Not again where it is done: making a trigger locks tables that others write to.
+        cursor = await connection.execute(_FENCED_TABLES)
+        row = await cursor.fetchone()
+        if row is None or row["fenced"] < len(_TABLES):
+            async with connection.transaction():
+                for statement in _SCHEMA:
+                    await connection.execute(statement)
     finally:
         await connection.execute("SELECT pg_advisory_unlock(%s)", (SETUP_LOCK,))
 

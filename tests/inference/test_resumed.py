@@ -73,7 +73,7 @@ def test_a_stop_string_across_the_cut_is_found(tiny: Tiny, length: int) -> None:
     text = plain.text
     stops = {text[at : at + length] for at in range(4, len(text) - length)}
     assert len(stops) > 5
-    for stop in sorted(stops):
+    for stop in sorted(stops)[::3]:
         sampling = params(max_tokens=24, stop=(stop,))
         whole = engine.generate([Request(prompt=PROMPT, sampling=sampling)])[0]
         assert whole.finish_reason is FinishReason.STOP_STRING
