@@ -1,4 +1,7 @@
-"""What routes ask for: the service, who calls, and the scope that a call needs."""
+"""What routes ask for: the service, who calls, and the scope that a call needs.
+
+All of them are coroutines: FastAPI would run plain functions in a thread each.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from api.http.keys import Caller, Scope
 from api.http.service import Service
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """The service that this application was made for."""
     return cast(Service, request.app.state.service)
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Whose key the request carries; the middleware let nobody else this far."""
     return cast(Caller, request.scope["state"]["caller"])
 
@@ -31,7 +34,7 @@ class Need:
     def __init__(self, *scopes: Scope) -> None:
         self.scopes = scopes
 
-    def __call__(self, caller: CallerDep) -> None:
+    async def __call__(self, caller: CallerDep) -> None:
         """Raises ApiError 403."""
         if not caller.scopes & set(self.scopes):
             wanted = " or ".join(repr(str(scope)) for scope in self.scopes)
@@ -44,7 +47,7 @@ def need(*scopes: Scope) -> Any:
     return Depends(Need(*scopes))
 
 
-def deadline_of(request: Request) -> float:
+async def deadline_of(request: Request) -> float:
     """When the answer must have begun, on the clock of `time.monotonic`."""
     return cast(float, request.scope["state"]["deadline"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,12 +16,15 @@ from api.http.errors import ApiError, documented
 MAX_DEPTH = 32
 """Deepest nesting of a body."""
 
+LARGEST = 2**63 - 1
+"""Largest integer of a body: what SQLite and Postgres hold."""
+
 bearer = HTTPBearer(auto_error=False, description="an API key: rw_<id>_<secret>")
 """Only for the document: the middleware has checked the key before any route is looked for."""
 
 
 def read_json(body: bytes) -> Any:
-    """A JSON body; raises ApiError 400 for anything that is not JSON in UTF-8, or too deep.
+    """A JSON body; raises ApiError 400 for what is not JSON in UTF-8, or no store could hold.
 
     orjson refuses NaN, lone surrogates and invalid UTF-8, which `json` lets pass.
     """
@@ -28,18 +32,24 @@ def read_json(body: bytes) -> Any:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON in UTF-8: {error}") from None
-    if _deeper(value, MAX_DEPTH):
-        message = f"the body is nested deeper than {MAX_DEPTH}; flatten it"
-        raise ApiError(400, "too_deep", message)
+    if (problem := _problem(value, MAX_DEPTH)) is not None:
+        raise ApiError(400, "invalid_json", f"the body {problem}")
     return value
 
 
-def _deeper(value: Any, left: int) -> bool:
-    if isinstance(value, dict):
-        return left == 0 or any(_deeper(item, left - 1) for item in value.values())
-    if isinstance(value, list):
-        return left == 0 or any(_deeper(item, left - 1) for item in value)
-    return False
+def _problem(value: Any, depth: int) -> str | None:
+    """Why a value is not taken, or None: nesting, integers of 64 bits, and U+0000 in texts."""
+    if isinstance(value, str):
+        return "holds the character U+0000; leave it out" if "\0" in value else None
+    if isinstance(value, int):
+        return None if -LARGEST <= value <= LARGEST else f"holds {value}, which is too large"
+    if not isinstance(value, dict | list):
+        return None
+    if depth == 0:
+        return f"is nested deeper than {MAX_DEPTH}; flatten it"
+    parts = itertools.chain(value, value.values()) if isinstance(value, dict) else iter(value)
+    problems = (_problem(part, depth - 1) for part in parts)
+    return next((problem for problem in problems if problem is not None), None)
 
 
 class JsonRequest(Request):
