@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.http.deps import ServiceDep, need
+from api.http.deps import need
 from api.http.keys import Scope
 from api.http.routing import router as build
 

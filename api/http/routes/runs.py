@@ -85,9 +85,7 @@ async def cancel_run(run_id: RunId, service: ServiceDep, caller: CallerDep) -> R
 
 
 @router.post("/v1/runs/{run_id}/resume", responses=documented(404, 409))
-async def resume_run(
-    run_id: RunId, resume: Resume, service: ServiceDep, caller: CallerDep
-) -> Run:
+async def resume_run(run_id: RunId, resume: Resume, service: ServiceDep, caller: CallerDep) -> Run:
     """Go on: a waiting run with the answers to what it asks, an interrupted one with a budget."""
     require_small("answers", resume.answers)
     job = await service.queue.resume(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import uvicorn
+from fastapi import APIRouter, FastAPI
 
 from api.http.app import create_app
 from api.http.keys import Scope
@@ -23,10 +24,12 @@ T = TypeVar("T")
 class Site:
     """A running server; `url` is where, `alpha` and `beta` are keys with every scope."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *routers: APIRouter) -> None:
         self.settings = settings
+        self.routers = routers
         self.loop = asyncio.new_event_loop()
         self.service: Service
+        self.app: FastAPI
         self.server: uvicorn.Server
         self.url = ""
         self.alpha = self.beta = ""
@@ -76,8 +79,11 @@ class Site:
             async with open_service(self.settings) as self.service:
                 self.alpha = (await self.service.keys.create("alpha"))[1]
                 self.beta = (await self.service.keys.create("beta"))[1]
+                self.app = create_app(self.service)
+                for router in self.routers:
+                    self.app.include_router(router)
                 config = uvicorn.Config(
-                    create_app(self.service),
+                    self.app,
                     log_config=None,
                     access_log=False,
                     ws="none",
@@ -98,9 +104,9 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Site]:
-    """A site that ends with the block."""
-    site = Site(settings)
+def running(settings: Settings, *routers: APIRouter) -> Iterator[Site]:
+    """A site that ends with the block; `routers` are served besides the application's own."""
+    site = Site(settings, *routers)
     site.start()
     try:
         yield site
