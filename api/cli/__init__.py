@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "index": ("api.cli.index:index", "Build, extend and search an index of documents."),
     "graph": ("api.cli.graph:graph", "Build, extend and search a knowledge graph."),
     "models": ("api.cli.models:models", "List and fetch models."),
+    "serve": ("api.cli.serve:serve", "Serve the HTTP API."),
+    "keys": ("api.cli.keys:keys", "Say who may use the HTTP API."),
     "bench": ("api.cli.bench:bench", "Measure speed against named peers."),
     "schema": ("api.cli.workflows:schema", "Print the JSON Schema of the workflow format."),
 }
