@@ -143,6 +143,8 @@ def _union(old: Content, loaded: Loaded) -> int:
     """Add what was loaded to `old`; the number of facts that it held already."""
     if not loaded.facts and not loaded.names:
         raise GraphInputError("no facts were given; give at least one")
+    if not loaded.facts and not old.facts:
+        raise GraphInputError("only names of entities were given; give at least one fact")
     for fact in loaded.facts:
         old.facts.setdefault(fact.key, fact)
         if len(old.facts) > MAX_TRIPLES:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from graphs.build import FACTS, OF_NAMES, read_content
 from graphs.errors import BadGraph, GraphInputError, UnknownEntity
@@ -73,18 +74,25 @@ class GraphStore:
     def open(cls, path: str | Path) -> GraphStore:
         """Open a graph folder; the manifest and the hash of every file are checked first.
 
-        Raises BadGraph naming the file that is missing or changed.
+        Raises BadGraph naming the file that is missing or changed. Who opens a generation that is
+        open already gets the same store.
         """
         folder = Path(path)
         while True:
             manifest = read_manifest(folder)
-            try:
-                verify(folder, manifest)
-                return cls(folder, manifest)
-            except (BadGraph, FileNotFoundError):
-                # a change of the graph meanwhile removed the generation we read
-                if read_manifest(folder).generation == manifest.generation:
-                    raise
+            key = (folder.resolve(), manifest.generation)
+            with _opening:
+                if (store := _open.get(key)) is not None:
+                    return store
+                try:
+                    verify(folder, manifest)
+                    store = _open[key] = cls(folder, manifest)
+                except (BadGraph, FileNotFoundError):
+                    # a change of the graph meanwhile removed the generation we read
+                    if read_manifest(folder).generation == manifest.generation:
+                        raise
+                    continue
+            return store
 
     def __len__(self) -> int:
         """Number of facts."""
@@ -219,6 +227,10 @@ class GraphStore:
     def _require(self, entity: str) -> None:
         if entity not in self.graph:
             raise UnknownEntity(f"no entity {entity!r}; find its identity by its name first")
+
+
+_open: WeakValueDictionary[tuple[Path, str], GraphStore] = WeakValueDictionary()
+_opening = Lock()
 
 
 def metadata(fact: Fact) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ def add(folder: Path, files: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def search(folder: Path, query: str, k: int | None, hops: int, as_json: bool) -> None:
     """Search the graph DIR for facts around the entities that QUERY mentions."""
-    from api.cli.index import _hit, _print_hit
+    from api.cli.index import print_hit
     from graphs.retriever import GraphRetriever
     from graphs.table import GraphConfig
 
@@ -59,12 +59,12 @@ def search(folder: Path, query: str, k: int | None, hops: int, as_json: bool) ->
     (hits,) = retriever.search([query], GraphConfig().k if k is None else k)
     if as_json:
         found = {"id": "0", "query": query, "linked": [link.to_dict() for link in links]}
-        _print({"results": [{**found, "hits": [_hit(hit) for hit in hits]}]})
+        _print({"results": [{**found, "hits": [hit.to_dict() for hit in hits]}]})
         return
     for link in links:
         click.echo(f"{link.mention!r} is {link.entity} ({link.how}, {link.score:.2f})")
     for rank, hit in enumerate(hits, start=1):
-        _print_hit(rank, hit)
+        print_hit(rank, hit)
 
 
 @graph.command()
