@@ -12,42 +12,53 @@ import pytest
 from api.library import Library
 from api.library.entry import State
 from api.library.errors import NotReady
-from api.library.rows import document_rows
-from retrieval.documents import Document
-from retrieval.retriever import Retriever
+from api.library.rows import document_rows, fact_rows
+from api.library.shelf import Shelf
 from tests.house.source import ROOT
 
 CODE = """
 import os, signal, sys
 from pathlib import Path
 from api.library import Library
-from api.library.rows import document_rows
+from api.library.rows import document_rows, fact_rows
 
 root, at, extend = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "extend"
 library = Library(root)
+written = 0
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def hook(event, arguments):
+    global written
     if at == "commit" and event == "os.rename" and str(arguments[1]).endswith("entry.json"):
-        if (root.parent / "armed").exists():
+        written += 1  # the first says that it is being built, the second that it is there
+        if written == 2:
             die()
-        (root.parent / "armed").touch()
     if at == "upload" and event == "open" and str(arguments[0]).endswith("parsed.jsonl"):
         die()
 
 sys.addaudithook(hook)
-teller = library.indexes._teller
-def telling(folder):
-    def tell(stage, done, total):
-        if at == "embed" and stage == "embed" and done >= 64:
-            die()
-    return tell
-library.indexes._teller = telling
-rows = document_rows([{"id": f"d{n}", "text": f"Fact {n} is about {n * 7}."} for n in range(150)])
-library.indexes.rows("a", "i", rows, extend=extend, wait=120)
+if at == "embed":
+    def telling(folder):
+        def tell(stage, done, total):
+            if stage == "embed" and done >= 32:
+                die()
+        return tell
+    library.indexes._teller = telling
+    rows = [{"id": f"d{n}", "text": f"Fact {n} is about {n * 7}."} for n in range(48)]
+    library.indexes.rows("a", "it", document_rows(rows), extend=extend, wait=120)
+else:
+    rows = [{"head": f"d{n}", "relation": "r", "tail": "fact"} for n in range(48)]
+    library.graphs.rows("a", "it", fact_rows(rows), extend=extend, wait=120)
 """
+FIRST = document_rows([{"id": "old", "text": "An old fact."}])
+FACT = fact_rows([{"head": "old", "relation": "r", "tail": "fact"}])
+
+
+def shelf(library: Library, at: str) -> Shelf:
+    """Where the killed process works: embedding takes an index, the rest goes with a graph."""
+    return library.indexes if at == "embed" else library.graphs
 
 
 def killed(root: Path, at: str, how: str) -> None:
@@ -57,9 +68,13 @@ def killed(root: Path, at: str, how: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
-def ids(retriever: Retriever) -> set[str]:
-    (hits,) = retriever.search(["fact"], 1_000)
-    return {hit.passage.document_id for hit in hits}
+def names(shelf: Shelf) -> set[str]:
+    """Ids of documents, or heads of facts."""
+    if shelf.kind.name == "index":
+        (hits,) = shelf.open("a", "it", "bm25").search(["fact"], 1_000)
+        return {hit.passage.document_id for hit in hits}
+    (hits,) = shelf.open("a", "it").search(["fact"], 1_000)
+    return {hit.passage.metadata["head"] for hit in hits}
 
 
 @pytest.mark.parametrize("at", ["upload", "embed", "commit"])
@@ -67,21 +82,20 @@ def test_a_first_build_that_is_killed_shows_nothing(tmp_path: Path, at: str) -> 
     root = tmp_path / "library"
     killed(root, at, "create")
     with Library(root) as library:
+        items = shelf(library, at)
         if at == "upload":
-            assert library.indexes.list("a") == []
-            rows = document_rows([{"id": "x", "text": "Another fact."}])
-            assert library.indexes.rows("a", "i", rows, extend=False, wait=120).version == 1
+            assert items.list("a") == []
+            assert items.rows("a", "it", FACT, extend=False, wait=120).version == 1
             return
-        (entry,) = library.indexes.list("a")
+        (entry,) = items.list("a")
         assert entry.error and entry.error.code == "interrupted"
         assert (entry.state, entry.version, entry.restartable) == (State.FAILED, None, True)
         with pytest.raises(NotReady):
-            library.indexes.open("a", "i")
+            items.open("a", "it")
         if at == "embed":
             assert list(root.rglob("*.journal")), "vectors that were computed are not lost"
-        entry = library.indexes.restart("a", "i", wait=120)
-        assert (entry.state, entry.counts["documents"]) == (State.READY, 150)
-        assert ids(library.indexes.open("a", "i", "bm25")) == {f"d{n}" for n in range(150)}
+        assert items.restart("a", "it", wait=120).state == State.READY
+        assert names(items) == {f"d{n}" for n in range(48)}
         assert not list(root.rglob("pending")) and not list(root.rglob("*.journal"))
 
 
@@ -89,17 +103,16 @@ def test_a_first_build_that_is_killed_shows_nothing(tmp_path: Path, at: str) -> 
 def test_an_addition_that_is_killed_leaves_the_version_before(tmp_path: Path, at: str) -> None:
     root = tmp_path / "library"
     with Library(root) as library:
-        document = Document("old", "", "old", "An old fact.")
-        rows = document_rows([{"id": document.id, "text": document.text}])
-        library.indexes.rows("a", "i", rows, extend=False, wait=120)
+        first = FIRST if at == "embed" else FACT
+        shelf(library, at).rows("a", "it", first, extend=False, wait=120)
     killed(root, at, "extend")
     with Library(root) as library:
-        entry = library.indexes.get("a", "i")
-        assert entry.version == 1
-        assert ids(library.indexes.open("a", "i", "bm25")) == {"old"}
+        items = shelf(library, at)
+        entry = items.get("a", "it")
+        assert entry.version == 1 and names(items) == {"old"}
         if at == "upload":
             assert entry.state == State.READY
         else:
             assert (entry.state, entry.restartable) == (State.FAILED, True)
-            entry = library.indexes.restart("a", "i", wait=120)
-            assert (entry.version, entry.counts["documents"]) == (2, 151)
+            assert items.restart("a", "it", wait=120).version == 2
+            assert names(items) == {"old", *(f"d{n}" for n in range(48))}
