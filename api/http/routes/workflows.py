@@ -214,13 +214,15 @@ def inputs_schema(specs: Mapping[str, InputSpec]) -> dict[str, Any]:
 
 def _input_schema(spec: InputSpec) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": TYPES.get(spec.type, spec.type)}
+    choices = spec.choices
     if not spec.required and spec.default is None:
         schema["type"] = [schema["type"], "null"]
+        choices = choices and [*choices, None]
     elif spec.type == "string" and spec.required:
         schema["pattern"] = r"\S"
     about = {
         "description": spec.description or None,
-        "enum": spec.choices,
+        "enum": choices,
         "minimum": spec.minimum,
         "maximum": spec.maximum,
     }
