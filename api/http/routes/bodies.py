@@ -11,7 +11,7 @@ from api.http.errors import ApiError
 from api.jobs.job import Job, JobState, Priority
 from inference.models import CATALOG, list_models
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=63)]
 """What a caller may call something: never a path or a URL."""
 
 ModelName = Annotated[
@@ -24,9 +24,9 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class Body(BaseModel):
-    """A body: what is not in its schema is refused."""
+    """A body: what is not in its schema is refused, also a text or truth value for a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class BudgetRequest(Body):

@@ -33,7 +33,7 @@ router = build("workflows")
 READ = need(Scope.READ, Scope.RUNS)
 WRITE = need(Scope.WRITE)
 
-WorkflowName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+WorkflowName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=63)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_BYTES, description="a workflow file")]
 
 
