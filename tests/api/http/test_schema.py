@@ -38,9 +38,6 @@ CHECKS = [
     response_headers_conformance,
 ]
 
-UNAVAILABLE = {"/health"}
-"""Routes that need no key."""
-
 
 def known(site: Site) -> Iterator[dict[str, str]]:
     """Path parameters that mean something: a run that ended, one that waits, shipped things."""
