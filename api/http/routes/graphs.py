@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Request, Response
 from pydantic import BaseModel, Field, StringConstraints
@@ -62,7 +62,7 @@ class Walk(Body):
 
     limit: int = Field(100, ge=1, le=1_000)
     relations: list[Text] | None = Field(None, min_length=1, max_length=100)
-    direction: Literal["out", "in", "both"] = "both"
+    direction: Direction = Field(Direction.BOTH, strict=False)
 
 
 class NeighboursBody(Walk):
@@ -235,7 +235,7 @@ async def neighbours(
         store = _open(service, caller, name).store
         match = store.entity(asked.entity)
         found = store.neighbours(
-            match.entity, asked.hops, asked.limit, asked.relations, Direction(asked.direction)
+            match.entity, asked.hops, asked.limit, asked.relations, asked.direction
         )
         facts = [{**store.describe(near.row), "hop": near.hop} for near in found.near]
         whole = {"entity": match.to_dict(), "facts": facts, "complete": found.complete}
@@ -257,7 +257,7 @@ async def paths(name: ItemName, asked: PathsBody, service: ServiceDep, caller: C
             asked.hops,
             asked.limit,
             asked.relations,
-            Direction(asked.direction),
+            asked.direction,
             shortest=asked.shortest,
         )
         whole = {

@@ -432,15 +432,17 @@ def test_workflows(library: Library) -> None:
     assert (file.read_text(encoding="utf-8"), library.workflows("a")) == (FLOW, ["mine"])
     library.add_workflow("a", "mine", FLOW.replace("NAME", "other"))
     assert load_workflow(library.workflow("a", "mine")).spec.name == "other"
-    with pytest.raises(InvalidWorkflow, match=r"mine\.yaml"):
-        library.add_workflow("a", "calls", CALLS)
+    caller = library.add_workflow("a", "calls", CALLS)
+    assert load_workflow(caller).children["call"].spec.name == "other"
     assert library.workflows("b") == []
     with pytest.raises(UnknownItem, match="no workflow 'mine'"):
         library.workflow("b", "mine")
+    with pytest.raises(InvalidWorkflow, match=r"mine\.yaml"):
+        library.add_workflow("b", "calls", CALLS)
     library.remove_workflow("a", "mine")
     with pytest.raises(UnknownItem):
         library.remove_workflow("a", "mine")
-    assert list(file.parent.iterdir()) == []
+    assert [path.name for path in file.parent.iterdir()] == ["calls.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -448,6 +450,7 @@ def test_workflows(library: Library) -> None:
     [
         ("mine", "name: [", "workflow"),
         ("mine", FLOW + "# " + "x" * 2**20, "bytes, .* are allowed"),
+        ("workflow", FLOW, "cannot be called"),
         (
             "mine",
             FLOW + "resources: {e: {use: openai, base_url: 'http://192.0.2.1'}}",
@@ -464,7 +467,7 @@ def test_workflows_that_are_refused(library: Library, name: str, text: str, faul
 
 
 def test_only_so_many_workflows(tmp_path: Path) -> None:
-    with Library(tmp_path, Quota(items=1)) as library:
+    with Library(tmp_path, Quota(workflows=1)) as library:
         library.add_workflow("a", "one", FLOW)
         library.add_workflow("a", "one", FLOW)
         with pytest.raises(QuotaExceeded, match="1 workflows are kept already"):
