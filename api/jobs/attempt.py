@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,12 +15,14 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from api.errors import BAD_INPUT
 from api.jobs.errors import QueueUnavailable
-from api.jobs.job import Claim, Job
+from api.jobs.job import Claim, Job, JobState
 from api.jobs.journal import StreamJournal
+from api.jobs.records import JOB_ID
 from api.jobs.redis_queue import RedisQueue
-from workflows.checkpoints import sqlite_saver
+from inference import Usage
+from workflows.checkpoints import discard, postgres_saver, sqlite_saver
 from workflows.events import Sink
-from workflows.keeping import Fenced, Keeping
+from workflows.keeping import Fenced, Keeping, NotKept
 from workflows.past import past_of
 from workflows.resources import ResourcePool
 from workflows.runs import perform
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 Reason = Literal["cancel", "drain", "fenced"]
 T = TypeVar("T")
+
+Traced = Callable[[], AbstractContextManager[Sink]]
+"""Gives a sink that hears one attempt, from its begin to its end."""
 
 LOOK_SECONDS = 0.25
 """Time between looks at the cancel flag."""
@@ -53,37 +57,47 @@ PASSING = frozenset(
 """Codes of failures that may not happen again: such a run gets another try."""
 
 
-def checkpoints_of(job_id: str) -> Path:
-    """The file of a job's checkpoints on this host."""
-    return runs_home() / job_id / "checkpoints.sqlite"
+def jobs_home() -> Path:
+    """The folder of what this host keeps of jobs while they run, beside the runs."""
+    return runs_home().parent / "jobs"
 
 
-def forget(job_id: str) -> None:
+def checkpoints_of(queue_id: str, job_id: str) -> Path:
+    """The file of a job's checkpoints on this host; two queues may know the same job id."""
+    return jobs_home() / queue_id / job_id / "checkpoints.sqlite"
+
+
+def forget(queue_id: str, job_id: str) -> None:
     """Remove what this host keeps of a job that is over."""
-    file = checkpoints_of(job_id)
-    if file.is_file():
-        shutil.rmtree(file.parent, ignore_errors=True)
+    if JOB_ID.fullmatch(job_id):
+        shutil.rmtree(checkpoints_of(queue_id, job_id).parent, ignore_errors=True)
 
 
 class Attempt:
     """The work of one claim, from its run to the state that follows."""
 
     def __init__(
-        self, queue: RedisQueue, claim: Claim, pool: ResourcePool, sinks: Sequence[Sink] = ()
+        self,
+        queue: RedisQueue,
+        queue_id: str,
+        claim: Claim,
+        pool: ResourcePool,
+        traced: Traced,
     ) -> None:
         self._queue = queue
+        self._queue_id = queue_id
         self._claim = claim
         self._pool = pool
-        self._sinks = sinks
+        self._traced = traced
         self._journal = StreamJournal(queue, claim)
         self._run: asyncio.Task[RunResult] | None = None
         self._reason: Reason | None = None
 
     def stop(self, reason: Reason) -> None:
         """End the run at its next await, which aborts a generation within a decode step."""
-        self._reason = self._reason or reason
-        if self._run is not None:
-            self._run.cancel()
+        first, self._reason = self._reason is None, self._reason or reason
+        if first and self._run is not None:
+            self._run.cancel()  # once: a second would cut short how the first is dealt with
 
     async def work(self) -> Job | None:
         """Run, and write down what came of it; None where the job is another's by now."""
@@ -96,10 +110,21 @@ class Attempt:
             return None
         finally:
             keeper.cancel()
-        if job.state.value in ("completed", "cancelled"):
-            await asyncio.to_thread(forget, job_id)
+        if job.state in (JobState.COMPLETED, JobState.CANCELLED):
+            await self._discard()
         log.info("job %s is %s after attempt %d", job_id, job.state.value, job.attempt)
         return job
+
+    async def _discard(self) -> None:
+        """Remove the checkpoints of a job that is over; its result stands in its record."""
+        if self._queue.settings.postgres_url is None:
+            await asyncio.to_thread(forget, self._queue_id, self._claim.job.id)
+            return
+        try:
+            async with self._saver() as saver:
+                await discard(saver, self._claim.job.id)
+        except (Fenced, NotKept) as error:
+            log.warning("job %s: its checkpoints stay: %s", self._claim.job.id, error)
 
     async def _ended(self) -> Job:
         queue, claim = self._queue, self._claim
@@ -141,8 +166,8 @@ class Attempt:
                 self._run.cancel()
             try:
                 return await self._run
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
+            except NotKept as error:
+                if "locked" not in str(error.__cause__):
                     raise
                 log.warning("job %s: its checkpoints are locked; trying again", self._claim.job.id)
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -154,14 +179,22 @@ class Attempt:
         if self._claim.fence > 1:
             past = past_of(await self._insist(lambda: self._queue.history(job.id)))
         keeping = Keeping(self._journal, self._saver, past, self._claim.answers)
-        return await perform(
-            manifest, self._pool, keeping, sinks=self._sinks, stream_text=True, tenant=job.tenant
-        )
+        with self._traced() as sink:
+            return await perform(
+                manifest, self._pool, keeping, sinks=(sink,), stream_text=True, tenant=job.tenant
+            )
 
     def _saver(self) -> AbstractAsyncContextManager[BaseCheckpointSaver[Any]]:
-        file = checkpoints_of(self._claim.job.id)
+        job_id, fence, url = (
+            self._claim.job.id,
+            self._claim.fence,
+            self._queue.settings.postgres_url,
+        )
+        if url is not None:
+            return postgres_saver(url, job_id, fence)
+        file = checkpoints_of(self._queue_id, job_id)
         file.parent.mkdir(parents=True, exist_ok=True)
-        return sqlite_saver(file)
+        return sqlite_saver(file, fence)
 
     async def _keep_lease(self) -> None:
         """Renew the lease and look at the cancel flag while the attempt lasts."""
@@ -194,15 +227,10 @@ class Attempt:
 
 def _cancelled(claim: Claim) -> dict[str, Any]:
     """The result of a run that was cancelled before it began."""
-    return {
-        "run_id": claim.job.id,
-        "workflow": claim.job.manifest["workflow"],
-        "status": "cancelled",
-        "outputs": {},
-        "steps": [],
-        "usage": {},
-        "error": {"code": "cancelled", "message": "cancelled"},
-    }
+    job, error = claim.job, {"code": "cancelled", "message": "cancelled"}
+    usage = Usage().to_dict() | {"seconds": 0.0}
+    workflow = job.manifest["workflow"]
+    return RunResult(job.id, workflow, RunStatus.CANCELLED, {}, [], usage, error).to_dict()
 
 
 def _problem(error: Exception) -> dict[str, str]:
