@@ -63,10 +63,15 @@ class ResourcePool:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the caller puts in place of the file's choices."""
+    """What the caller puts in place of the file's choices.
 
-    engine: str | None = None
+    An engine or retriever that is given open stands in for all of the file, and stays its owner's
+    to close.
+    """
+
+    engine: str | EngineConfig | Engine | None = None
     model: str | None = None
+    retriever: Retriever | None = None
 
 
 class Resources:
@@ -91,14 +96,17 @@ class Resources:
                 self.retrievers[name] = _configure(RETRIEVERS[resource.use], name, resource.options)
             else:
                 self.engines[name] = self._engine_config(name, resource)
-        if self.retrievers and index is None:
+        if self.retrievers and index is None and self.overrides.retriever is None:
             raise WorkflowInputError(
                 f"workflow {spec.name!r} searches documents (resource "
                 f"{next(iter(self.retrievers))!r}); give --docs PATH or --index DIR"
             )
 
     def _engine_config(self, name: str, resource: ResourceSpec) -> EngineConfig:
-        use = self.overrides.engine or resource.use
+        given = self.overrides.engine
+        if isinstance(given, EngineConfig):
+            return given
+        use = given if isinstance(given, str) else resource.use
         if use not in ENGINES:
             raise WorkflowInputError(f"unknown engine {use!r}; {nearest(use, ENGINES)}")
         options = resource.options if use == resource.use else {}
@@ -109,10 +117,14 @@ class Resources:
 
     async def engine(self, name: str) -> Engine:
         """The engine resource of this name."""
+        if isinstance(self.overrides.engine, Engine):
+            return self.overrides.engine
         return await self.pool.engine(self.engines[name])
 
     async def retriever(self, name: str) -> Retriever:
         """The retriever resource of this name."""
+        if self.overrides.retriever is not None:
+            return self.overrides.retriever
         assert self.index is not None, "checked when the resources were configured"
         return await self.pool.retriever(self.retrievers[name], self.index)
 
