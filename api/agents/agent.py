@@ -71,20 +71,20 @@ class Agent:
     ) -> None:
         """Make an agent; nothing is opened yet.
 
-        - `engine`: a name of the engine table ("native", "openai", "vllm"), an `EngineConfig`, or an
-          open `Engine`, which stays yours to close. Left out, the workflow's own.
+        - `engine`: a name of the engine table ("native", "openai", "vllm"), an `EngineConfig`, or
+          an open `Engine`, which stays yours to close. Left out, the workflow's own.
         - `model`: in place of the workflow's model: a name, a folder or a hub id.
         - `retriever`: the folder of an index, or an open `Retriever`, which stands in for every
           retriever of the workflow; or `docs`: a file or folder of documents, indexed on first use.
         - `graph`: a knowledge graph, for workflows that walk one.
         - `options`: inputs of the workflow that hold for every call that does not name them.
         - `seed`: the same seed and inputs give the same run again (on CPU).
-        - `budget`: `tokens` (prompt plus completion), `seconds` (wall time), `retrievals` (queries),
-          in place of the workflow's limits.
+        - `budget`: `tokens` (prompt plus completion), `seconds` (wall time), `retrievals`
+          (queries), in place of the workflow's limits.
         - `tenant`: whose prefix caches the engine uses.
-        - `sinks`: functions that receive every event, in the agent's own thread; they must be quick.
-        - `keep`: keep each run in a folder that `ragwright run --resume RUN_ID` can go on with. It
-          takes resources by name. Without it a run lives in memory and leaves nothing behind.
+        - `sinks`: functions that receive every event, in the agent's own thread; to be quick.
+        - `keep`: keep each run in a folder that `ragwright run --resume RUN_ID` can go on with.
+          It takes resources by name. Without it a run lives in memory and leaves nothing behind.
 
         Engine, model and index are opened by the first call and shared by all others, from any
         thread; `close()`, or a `with` block, releases them.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from api import telemetry
 from api.agents.results import AgentResult
 from inference import Engine, EngineConfig
 from retrieval import Retriever
@@ -16,6 +17,7 @@ from workflows.errors import WorkflowInputError
 from workflows.events import Event, Sink, TextDelta, TokensProduced
 from workflows.loading import Workflow
 from workflows.resources import Overrides, ResourcePool, Resources, retrieves
+from workflows.scope import budget_of
 
 Listener = Callable[[Event | AgentResult], None]
 
@@ -37,6 +39,21 @@ class Choices:
     keep: bool
 
 
+@dataclass
+class Continuation:
+    """What a run in memory needs to go on: its inputs, checkpoints and journal."""
+
+    run_id: str
+    inputs: Mapping[str, Any]
+    journal: list[dict[str, Any]] = field(default_factory=list)
+    saver: Any = field(default_factory=lambda: _memory())
+
+    def note(self, event: Event) -> None:
+        """Write an event down."""
+        if not isinstance(event, TextDelta):
+            self.journal.append(event.to_dict())
+
+
 class Runner:
     """Opens what a workflow needs once, and runs it; every method belongs on the agent's loop."""
 
@@ -54,6 +71,12 @@ class Runner:
         if isinstance(choices.engine, EngineConfig | Engine) and choices.model is not None:
             raise WorkflowInputError(
                 f"model {choices.model!r} and an engine that names its own; give one of them"
+            )
+        named = choices.engine is None or isinstance(choices.engine, str)
+        if choices.keep and (not named or isinstance(choices.retriever, Retriever)):
+            raise WorkflowInputError(
+                "a kept run goes on in another process, where an open engine or retriever is not; "
+                "name them, or leave keep out"
             )
         given = choices.docs if choices.retriever is None else choices.retriever
         if choices.docs is not None and choices.retriever is not None:
@@ -91,10 +114,87 @@ class Runner:
 
     async def run(self, inputs: Mapping[str, Any], listener: Listener | None = None) -> AgentResult:
         """One run from its beginning; text is streamed where somebody listens."""
+        _outside_of_any_graph()
+        if self.choices.keep:
+            return await self._kept(inputs, listener)
+        return await self._attempt(Continuation(secrets.token_hex(6), inputs), {}, listener)
+
+    async def resume(
+        self,
+        result: AgentResult,
+        answers: Mapping[str, Any] | str | None,
+        budget: Mapping[str, float] | None,
+    ) -> AgentResult:
+        """A run goes on where it stopped."""
+        _outside_of_any_graph()
+        if result.completed:
+            raise WorkflowInputError(
+                f"run {result.run_id} is completed; there is nothing to resume"
+            )
+        if self.choices.keep:
+            return await self._kept_again(result, budget)
+        past = result.continuation
+        if not isinstance(past, Continuation):
+            raise WorkflowInputError(
+                f"run {result.run_id} was not made by an agent in memory; resume it where it was "
+                "made, or a kept one with `ragwright run --resume`"
+            )
+        return await self._attempt(past, budget or {}, None)
+
+    async def _attempt(
+        self, run: Continuation, budget: Mapping[str, float], listener: Listener | None
+    ) -> AgentResult:
+        """One attempt at a run in memory."""
+        from workflows.past import past_of
         from workflows.runtime import RunOptions, execute
 
-        _outside_of_any_graph()
         resources = await self.open()
+        limits: dict[str, Any] = {**(self.choices.budget or {}), **budget}
+        trace, sinks = self._sinks(listener)
+        options = RunOptions(
+            run.run_id,
+            seed=self.choices.seed,
+            budget=replace(budget_of(self.workflow, run.inputs), **limits),
+            sinks=(run.note, *sinks),
+            stream_text=listener is not None,
+            past=past_of(run.journal) if run.journal else None,
+            tenant=self.choices.tenant,
+        )
+        result = await execute(self.workflow, run.inputs, resources, options, run.saver)
+        again = None if result.status == "completed" else run
+        return AgentResult.of(result.to_dict(), trace, again)
+
+    async def _kept(self, inputs: Mapping[str, Any], listener: Listener | None) -> AgentResult:
+        """A run in a folder of its own, over the same resources."""
+        from workflows.runs import RunOrder, start_run
+
+        resources, choices = await self.open(), self.choices
+        assert choices.engine is None or isinstance(choices.engine, str), "checked when made"
+        order = RunOrder(
+            choices.source,
+            inputs=inputs,
+            index=resources.index,
+            engine=choices.engine,
+            model=choices.model,
+            seed=choices.seed,
+            budget=choices.budget,
+            tenant=choices.tenant,
+        )
+        trace, sinks = self._sinks(listener)
+        result = await start_run(order, sinks, listener is not None, pool=self._pool)
+        return AgentResult.of(result.to_dict(), trace)
+
+    async def _kept_again(
+        self, result: AgentResult, budget: Mapping[str, float] | None
+    ) -> AgentResult:
+        from workflows.runs import resume_run
+
+        trace, sinks = self._sinks(None)
+        again = await resume_run(result.run_id, budget, sinks, pool=self._pool)
+        return AgentResult.of(again.to_dict(), trace)
+
+    def _sinks(self, listener: Listener | None) -> tuple[list[Event], tuple[Sink, ...]]:
+        """A trace to be filled, and everybody who hears of an attempt."""
         trace: list[Event] = []
 
         def note(event: Event) -> None:
@@ -102,14 +202,7 @@ class Runner:
                 trace.append(event)
 
         listening = () if listener is None else (listener,)
-        options = RunOptions(
-            secrets.token_hex(6),
-            seed=self.choices.seed,
-            sinks=(note, *self.choices.sinks, *listening),
-            stream_text=listener is not None,
-        )
-        result = await execute(self.workflow, inputs, resources, options)
-        return AgentResult.of(result.to_dict(), trace)
+        return trace, (note, telemetry.sink(), *self.choices.sinks, *listening)
 
     async def batch(
         self, items: Sequence[Mapping[str, Any] | WorkflowInputError], concurrency: int
@@ -124,14 +217,6 @@ class Runner:
                 return await self.run(item)
 
         return list(await asyncio.gather(*map(one, items)))
-
-    async def resume(
-        self,
-        result: AgentResult,
-        answers: Mapping[str, Any] | str | None,
-        budget: Mapping[str, float] | None,
-    ) -> AgentResult:
-        raise NotImplementedError
 
     def close(self) -> None:
         """Close what was opened here; what was given open stays open."""
@@ -151,6 +236,15 @@ def _refused(workflow: Workflow, error: WorkflowInputError) -> AgentResult:
             "error": {"code": error.code, "message": str(error)},
         }
     )
+
+
+def _memory() -> Any:
+    """Checkpoints that end with the process."""
+    from langgraph.checkpoint.memory import InMemorySaver
+
+    from workflows.checkpoints import strict_serializer
+
+    return InMemorySaver(serde=strict_serializer())
 
 
 def _outside_of_any_graph() -> None:

@@ -25,7 +25,9 @@ name: shout
 inputs: {word: {type: string}, times: {type: integer, default: 2, minimum: 1}}
 state: {text: "", round: 0}
 nodes:
-  add: {use: set, with: {values: {text: "${state.text + inputs.word}", round: "${state.round + 1}"}}}
+  add:
+    use: set
+    with: {values: {text: "${state.text + inputs.word}", round: "${state.round + 1}"}}
 edges:
   - {from: start, to: add}
   - {from: add, when: "state.round < inputs.times", to: add}
