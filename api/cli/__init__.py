@@ -13,6 +13,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("api.cli.generate:generate", "Generate text with the local engine."),
     "index": ("api.cli.index:index", "Build, extend and search an index of documents."),
     "models": ("api.cli.models:models", "List and fetch models."),
+    "serve": ("api.cli.serve:serve", "Serve the HTTP API."),
+    "keys": ("api.cli.keys:keys", "Say who may use the HTTP API."),
     "bench": ("api.cli.bench:bench", "Measure speed against named peers."),
     "schema": ("api.cli.workflows:schema", "Print the JSON Schema of the workflow format."),
 }
