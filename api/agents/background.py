@@ -150,8 +150,11 @@ class BackgroundLoop:
         finally:
             await work.astop()
 
-    def close(self) -> None:
-        """Cancel what runs, wait for it and end the thread; harmless when repeated."""
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Cancel what runs, wait for it, do the last thing and end the thread.
+
+        Harmless when repeated; `last` is left out where nothing has run.
+        """
         with self._lock:
             self._closed = True
             loop, thread = self._loop, self._thread
@@ -159,19 +162,32 @@ class BackgroundLoop:
         if loop is None or thread is None:
             return
         ended: Future[None] = Future()
-        loop.call_soon_threadsafe(lambda: loop.create_task(_end(loop, ended)))
-        ended.result()
-        thread.join()
-        loop.close()
+        loop.call_soon_threadsafe(lambda: loop.create_task(_end(loop, ended, last)))
+        try:
+            ended.result()
+        finally:
+            thread.join()
+            loop.close()
 
 
-async def _end(loop: asyncio.AbstractEventLoop, ended: Future[None]) -> None:
+async def _end(
+    loop: asyncio.AbstractEventLoop,
+    ended: Future[None],
+    last: Callable[[], Coroutine[Any, Any, None]] | None,
+) -> None:
     """Cancel every other task until none is left, then stop the loop."""
-    while others := asyncio.all_tasks(loop) - {asyncio.current_task()}:
-        for task in others:
-            task.cancel()
-        await asyncio.wait(others)
-    await loop.shutdown_asyncgens()
-    await loop.shutdown_default_executor()
-    ended.set_result(None)
-    loop.call_soon(loop.stop)
+    try:
+        while others := asyncio.all_tasks(loop) - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+        if last is not None:
+            await last()
+        await loop.shutdown_asyncgens()
+        await loop.shutdown_default_executor()
+    except BaseException as error:
+        ended.set_exception(error)
+    else:
+        ended.set_result(None)
+    finally:
+        loop.call_soon(loop.stop)
