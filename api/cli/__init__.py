@@ -15,6 +15,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("api.cli.models:models", "List and fetch models."),
     "serve": ("api.cli.serve:serve", "Serve the HTTP API."),
     "keys": ("api.cli.keys:keys", "Say who may use the HTTP API."),
+    "worker": ("api.cli.worker:worker", "Run queued jobs."),
+    "submit": ("api.cli.submit:submit", "Queue a run as a job."),
+    "jobs": ("api.cli.jobs:jobs", "List, show, cancel, wait for, resume and retry jobs."),
     "bench": ("api.cli.bench:bench", "Measure speed against named peers."),
     "schema": ("api.cli.workflows:schema", "Print the JSON Schema of the workflow format."),
 }
