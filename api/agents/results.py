@@ -89,9 +89,10 @@ class AgentResult:
     """What a run gave, step by step, and what it cost.
 
     `answer` is the output of that name where it is a text; `outputs` holds all. `usage.seconds` is
-    the run's wall time. `trace` holds the events of this call, those about single tokens left out. A run that waits for a person is `interrupted` and has `asks`;
-    one stopped by its budget is `interrupted` with an error. `ledger` is what each node did to
-    spend that, where the run keeps one.
+    the run's wall time. `trace` holds the events of this call, but those about single tokens. A
+    run that waits for a person is `interrupted` and has `asks`; one stopped by its budget is
+    `interrupted` with an error. `ledger` is what each node did to spend that, where the run keeps
+    one.
     """
 
     run_id: str

@@ -11,7 +11,7 @@ from api.client.errors import (
     Unreachable,
 )
 from api.client.faces import Client
-from api.client.records import RunRecord
+from api.client.records import RunRecord, StateChanged
 from api.client.remote import AsyncClient
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "RunRecord",
     "ServerFault",
     "ServiceError",
+    "StateChanged",
     "Unreachable",
 ]

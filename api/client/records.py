@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from api.agents.results import AgentResult, Ask, usage_of
 from workflows import events
@@ -66,7 +66,18 @@ class RunRecord:
         asks = self.record.get("asks") or ()
         status = _STATUS.get(self.state, self.state)
         error = self.error or said.get("error")
+        if error is None and self.state == "cancelled":
+            error = {"code": "cancelled", "message": "cancelled before it began"}
         return AgentResult.of({**said, "status": status, "asks": asks, "error": error}, trace)
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Event):
+    """The run has another state on the server; `error` says why, where it failed."""
+
+    type: ClassVar[str] = "job"
+    state: State
+    error: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ class OtherEvent(Event):
 
 _KINDS: dict[str, type[Event]] = {
     kind.type: kind
-    for kind in vars(events).values()
+    for kind in (*vars(events).values(), StateChanged)
     if isinstance(kind, type) and issubclass(kind, Event)
 }
 

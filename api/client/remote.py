@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack
 
 import httpx2
@@ -15,7 +17,7 @@ from api.agents.results import AgentResult, AsyncEvents
 from api.client.errors import Busy, ServiceError
 from api.client.records import RunRecord, event_of
 from api.client.wire import Wire
-from workflows.events import Event, TextDelta, TokensProduced
+from workflows.events import Event, RunFinished, TextDelta, TokensProduced
 
 
 class RunOptions(TypedDict, total=False):
@@ -206,7 +208,9 @@ class AsyncClient:
                     _note(trace, event)
                     yield event
             ended = True
-            yield (await self.get(run_id)).result(trace)
+            result = (await self.get(run_id)).result(trace)
+            yield RunFinished(result.record)
+            yield replace(result, trace=(*trace, RunFinished(result.record)))
         except (GeneratorExit, asyncio.CancelledError):
             if not ended:
                 await _without_fail(self.cancel(run_id))
@@ -239,9 +243,8 @@ class AsyncClient:
                         if sent.event == "end":
                             return
                         after = sent.id or after
-                        record = sent.json()
-                        if isinstance(record, dict):
-                            yield after, event_of(record)
+                        if sent.data:  # else it only says how long to wait
+                            yield after, event_of(json.loads(sent.data))
             except (httpx2.TransportError, Busy) as error:
                 broken = error
             if tries >= self._wire.retries:
