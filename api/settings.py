@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from workflows.errors import WorkflowInputError
 
 
 class Settings(BaseSettings):
@@ -35,15 +33,3 @@ class Settings(BaseSettings):
     drain: float = Field(30.0, gt=0)
     telemetry: Literal["off", "console", "otlp"] = "off"
     log_content: bool = False
-
-
-def read_settings() -> Settings:
-    """The settings of this process; raises WorkflowInputError naming the variable at fault."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "RAGWRIGHT_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise WorkflowInputError(
-            f"{name}={first['input']!r}: {first['msg'].lower()}; correct it or leave it out"
-        ) from None

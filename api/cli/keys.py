@@ -79,19 +79,12 @@ def _with_keys(work: Callable[[KeyStore], Awaitable[T]]) -> T:
     """Do something with the keys of the server that the settings name, or that runs here."""
     import asyncio
 
+    from api.cli.queues import queue_url, settings_of
     from api.http.keys import KeyStore
     from api.http.store import connect
-    from api.jobs.embedded import running_url
-    from api.settings import read_settings
-    from workflows.errors import WorkflowInputError
 
-    settings = read_settings()
-    url = settings.redis_url or running_url()
-    if url is None:
-        raise WorkflowInputError(
-            "there is no server whose keys these are; set RAGWRIGHT_REDIS_URL, or start one with: "
-            "ragwright serve --embedded"
-        )
+    settings = settings_of()
+    url = queue_url(settings)
 
     async def inner() -> T:
         async with connect(url) as redis:

@@ -19,8 +19,8 @@ def serve(host: str, port: int, embedded: bool, workers: int) -> None:
     import logging
     import sys
 
+    from api.cli.queues import settings_of
     from api.http.serving import serve as run
-    from api.settings import read_settings
 
     logging.basicConfig(
         stream=sys.stderr,
@@ -28,4 +28,4 @@ def serve(host: str, port: int, embedded: bool, workers: int) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("ragwright").setLevel(logging.INFO)
-    run(read_settings(), host=host, port=port, embedded=embedded, workers=workers)
+    run(settings_of(), host=host, port=port, embedded=embedded, workers=workers)
