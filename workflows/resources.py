@@ -121,6 +121,23 @@ class Resources:
             return self.overrides.engine
         return await self.pool.engine(self.engines[name])
 
+    def engine_name(self, name: str) -> str:
+        """Row of the engine table behind an engine resource; of one from elsewhere, its class."""
+        given = self.overrides.engine
+        if isinstance(given, str) or given is None:
+            return given or self.spec.resources[name].use
+        if isinstance(given, EngineConfig):
+            rows = (row for row, kind in ENGINES.items() if kind is type(given))
+        else:
+            home = type(given).__module__
+            rows = (row for row in ENGINES if home.startswith(f"inference.{row}."))
+        return next(rows, type(given).__name__)
+
+    def retriever_name(self, name: str) -> str:
+        """Row of the retriever table behind a retriever resource; of an open one, its class."""
+        given = self.overrides.retriever
+        return self.spec.resources[name].use if given is None else type(given).__name__
+
     async def retriever(self, name: str) -> Retriever:
         """The retriever resource of this name."""
         if self.overrides.retriever is not None:

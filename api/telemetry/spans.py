@@ -111,12 +111,14 @@ class SpanSink:
         }
         caller = self._steps.get(event.task.rpartition("/")[0])
         return self._tracer.start_span(
-            f"node {event.node}", self._under(caller), attributes=_attributes(facts)
+            f"node {event.node}",
+            self._under(caller),
+            attributes=_attributes(facts),
+            start_time=_nanoseconds(event.started_at) if event.started_at else None,
         )
 
     def _model_call(self, event: ModelCalled) -> None:
-        operation = Operation.CHAT.value
-        used = event.usage
+        operation, used = event.operation, event.usage
         facts: dict[str, Any] = {
             gen_ai.GEN_AI_OPERATION_NAME: operation,
             gen_ai.GEN_AI_PROVIDER_NAME: PROVIDERS.get(event.engine, event.engine),
