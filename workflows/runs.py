@@ -45,6 +45,7 @@ class RunOrder:
     budget: Mapping[str, float] | None = None
     run_id: str | None = None
     tenant: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(order: RunOrder, progress: Progress | None = None) -> RunManifest:
@@ -79,6 +80,7 @@ def prepare(order: RunOrder, progress: Progress | None = None) -> RunManifest:
         versions={name: _version(name) for name in VERSIONED},
         files=workflow.texts(),
         tenant=order.tenant,
+        trace=order.trace,
     )
 
 

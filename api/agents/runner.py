@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,17 +151,17 @@ class Runner:
 
         resources = await self.open()
         limits: dict[str, Any] = {**(self.choices.budget or {}), **budget}
-        trace, sinks = self._sinks(listener)
-        options = RunOptions(
-            run.run_id,
-            seed=self.choices.seed,
-            budget=replace(budget_of(self.workflow, run.inputs), **limits),
-            sinks=(run.note, *sinks),
-            stream_text=listener is not None,
-            past=past_of(run.journal) if run.journal else None,
-            tenant=self.choices.tenant,
-        )
-        result = await execute(self.workflow, run.inputs, resources, options, run.saver)
+        with self._heard(listener) as (trace, sinks):
+            options = RunOptions(
+                run.run_id,
+                seed=self.choices.seed,
+                budget=replace(budget_of(self.workflow, run.inputs), **limits),
+                sinks=(run.note, *sinks),
+                stream_text=listener is not None,
+                past=past_of(run.journal) if run.journal else None,
+                tenant=self.choices.tenant,
+            )
+            result = await execute(self.workflow, run.inputs, resources, options, run.saver)
         again = None if result.status == "completed" else run
         return AgentResult.of(result.to_dict(), trace, again)
 
@@ -180,8 +181,8 @@ class Runner:
             budget=choices.budget,
             tenant=choices.tenant,
         )
-        trace, sinks = self._sinks(listener)
-        result = await start_run(order, sinks, listener is not None, pool=self._pool)
+        with self._heard(listener) as (trace, sinks):
+            result = await start_run(order, sinks, listener is not None, pool=self._pool)
         return AgentResult.of(result.to_dict(), trace)
 
     async def _kept_again(
@@ -189,11 +190,12 @@ class Runner:
     ) -> AgentResult:
         from workflows.runs import resume_run
 
-        trace, sinks = self._sinks(None)
-        again = await resume_run(result.run_id, budget, sinks, pool=self._pool)
+        with self._heard(None) as (trace, sinks):
+            again = await resume_run(result.run_id, budget, sinks, pool=self._pool)
         return AgentResult.of(again.to_dict(), trace)
 
-    def _sinks(self, listener: Listener | None) -> tuple[list[Event], tuple[Sink, ...]]:
+    @contextmanager
+    def _heard(self, listener: Listener | None) -> Iterator[tuple[list[Event], tuple[Sink, ...]]]:
         """A trace to be filled, and everybody who hears of an attempt."""
         trace: list[Event] = []
 
@@ -202,7 +204,8 @@ class Runner:
                 trace.append(event)
 
         listening = () if listener is None else (listener,)
-        return trace, (note, telemetry.sink(), *self.choices.sinks, *listening)
+        with telemetry.traced() as spans:
+            yield trace, (note, spans, *self.choices.sinks, *listening)
 
     async def batch(
         self, items: Sequence[Mapping[str, Any] | WorkflowInputError], concurrency: int

@@ -7,6 +7,7 @@ import logging
 import shutil
 import sqlite3
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
+from api import telemetry
 from api.errors import BAD_INPUT
 from api.jobs.errors import QueueUnavailable
 from api.jobs.job import Claim, Job
@@ -113,8 +115,7 @@ class Attempt:
             raise
         except Exception as error:
             problem, again = _problem(error), not isinstance(error, BAD_INPUT)
-            defect = not hasattr(error, "code")
-            log.warning("job %s broke off: %s", claim.job.id, error, exc_info=defect)
+            log.warning("job %s broke off: %s", claim.job.id, self._said(error))
             return await self._insist(lambda: queue.give_up(claim, problem, retry=again))
         if self._reason == "fenced":
             raise Fenced(f"job {claim.job.id} was taken over from claim {claim.fence}")
@@ -122,6 +123,17 @@ class Attempt:
         if self._reason == "drain" and cut:
             return await self._insist(lambda: queue.release(claim))
         return await self._conclude(_cancelled(claim) if result is None else result.to_dict())
+
+    def _said(self, error: Exception) -> str:
+        """What the log may hold: a message may quote a document, so only where that is asked.
+
+        The owner finds it in the job's record.
+        """
+        code = getattr(error, "code", None)
+        text = code if isinstance(code, str) else type(error).__name__
+        if code is None:  # a defect of ours
+            text += "\n" + "".join(traceback.format_tb(error.__traceback__))
+        return f"{text}: {error}" if self._queue.settings.log_content else text
 
     async def _conclude(self, result: dict[str, Any]) -> Job:
         """What follows from a result; a failure that may pass is worth another try."""
@@ -154,9 +166,15 @@ class Attempt:
         if self._claim.fence > 1:
             past = past_of(await self._insist(lambda: self._queue.history(job.id)))
         keeping = Keeping(self._journal, self._saver, past, self._claim.answers)
-        return await perform(
-            manifest, self._pool, keeping, sinks=self._sinks, stream_text=True, tenant=job.tenant
-        )
+        with telemetry.traced(manifest.trace) as trace:
+            return await perform(
+                manifest,
+                self._pool,
+                keeping,
+                sinks=(trace, *self._sinks),
+                stream_text=True,
+                tenant=job.tenant,
+            )
 
     def _saver(self) -> AbstractAsyncContextManager[BaseCheckpointSaver[Any]]:
         file = checkpoints_of(self._claim.job.id)

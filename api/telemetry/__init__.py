@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workflows.errors import WorkflowInputError
@@ -63,6 +64,20 @@ def sink(parent: Mapping[str, str] | None = None) -> Sink:
     belongs to the span that is current where it starts.
     """
     return _silent if _pipeline is None else _pipeline.sink(parent)
+
+
+@contextmanager
+def traced(parent: Mapping[str, str] | None = None) -> Iterator[Sink]:
+    """A sink as `sink` gives it, whose spans end with the block, however the attempt ends."""
+    hears = sink(parent)
+    try:
+        yield hears
+    finally:
+        if hears is not _silent:
+            from api.telemetry.spans import SpanSink
+
+            assert isinstance(hears, SpanSink), "a pipeline makes no other"
+            hears.close()
 
 
 def carrier(headers: Mapping[str, str]) -> dict[str, str]:

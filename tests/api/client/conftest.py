@@ -35,6 +35,16 @@ edges:
 outputs: {answer: "${state.text}"}
 limits: {steps: 10000}
 """,
+    "quote": """
+name: quote
+inputs: {word: {type: string}}
+nodes:
+  one: {use: workflow, with: {name: shout.yaml, inputs: {word: x, times: "${inputs.word}"}}}
+edges:
+  - {from: start, to: one}
+  - {from: one, to: end}
+outputs: {answer: "${state.outputs}"}
+""",
     "clash": """
 name: clash
 nodes:

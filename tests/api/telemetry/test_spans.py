@@ -168,6 +168,20 @@ def test_a_retrieval_is_a_span(spans: Any) -> None:
     assert counts == {"queries": 2, "k": 5, "hits": 9}
 
 
+def test_a_run_tells_of_its_searches_and_calls(spans: Any) -> None:
+    end = spans()
+    with NaiveRAG(engine=ReplayEngine(["x y"]), retriever=Words()) as agent:
+        result = agent.run("who", k=2)
+    seen = end()
+    assert parent(seen["retrieval Words"], seen["node retrieve"])
+    call = seen["chat replay"]
+    assert parent(call, seen["node answer"])
+    used = call.attributes
+    assert used["gen_ai.usage.input_tokens"] == result.usage.prompt_tokens
+    assert used["gen_ai.usage.output_tokens"] == result.usage.completion_tokens == 2
+    assert used["gen_ai.provider.name"] == "ReplayEngine"
+
+
 @pytest.mark.parametrize("content", [False, True])
 def test_content_is_there_only_when_asked_for(content: bool, spans: Any) -> None:
     end = spans(log_content=content)
@@ -197,12 +211,12 @@ def test_a_run_that_was_stopped_is_no_error(code: str, spans: Any) -> None:
     assert run.attributes["error.type"] == code
 
 
-def test_an_attempt_that_breaks_off_can_be_closed(spans: Any) -> None:
+def test_spans_of_an_attempt_that_breaks_off_end_too(spans: Any) -> None:
     end = spans()
-    sink: Any = telemetry.sink()
-    for event in events()[:2]:
-        sink(event)
-    sink.close()
+    with pytest.raises(ZeroDivisionError), telemetry.traced() as sink:
+        for event in events()[:2]:
+            sink(event)
+        raise ZeroDivisionError
     assert set(end()) == {"node n", "invoke_workflow w"}
 
 
