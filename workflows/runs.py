@@ -15,6 +15,7 @@ from inference.models.manifest import sha256
 from retrieval.build import Progress
 from retrieval.cache import index_for_docs
 from retrieval.manifest import read_manifest
+from workflows.answers import read_answers
 from workflows.checkpoints import JournalFirst, sqlite_saver
 from workflows.errors import WorkflowInputError
 from workflows.events import Sink
@@ -118,6 +119,7 @@ async def perform(
         past=keeping.past,
         tenant=manifest.tenant if tenant is None else tenant,
         journalled=True,
+        answers=keeping.answers,
     )
     async with keeping.saver() as saver:
         kept = JournalFirst(saver, keeping.journal)
@@ -149,16 +151,20 @@ async def resume_run(
     budget: Mapping[str, float] | None = None,
     sinks: Sequence[Sink] = (),
     stream_text: bool = False,
+    answers: Sequence[str] | Mapping[str, Any] = (),
     pool: ResourcePool | None = None,
 ) -> RunResult:
     """Go on with a run at its last finished step; a completed run gives its result again.
 
-    A `pool` that is given stays open. Raises WorkflowInputError if the workflow or the index is no
+    `answers` are texts `[ID=]ANSWER` for what the run waits for, or values by id. A `pool` that is
+    given stays open. Raises BadAnswer, and WorkflowInputError if the workflow or the index is no
     longer what it was.
     """
     folder = RunFolder.existing(run_id)
-    done = folder.result()
-    if done is not None and done["status"] == RunStatus.COMPLETED:
+    done = folder.result() or {}
+    if not isinstance(answers, Mapping):
+        answers = read_answers(done.get("asks", ()), answers)
+    if done.get("status") == RunStatus.COMPLETED:
         return RunResult(**{**done, "status": RunStatus.COMPLETED})
     manifest = folder.manifest()
     if load_workflow(manifest.workflow_file).texts() != manifest.files:
@@ -168,7 +174,9 @@ async def resume_run(
         )
     manifest = replace(manifest, budget={**(manifest.budget or {}), **(budget or {})})
     with _pool(pool) as shared:
-        return await _perform_here(folder, manifest, shared, sinks, stream_text, resumed=True)
+        return await _perform_here(
+            folder, manifest, shared, sinks, stream_text, answers, resumed=True
+        )
 
 
 @contextmanager
@@ -190,13 +198,14 @@ async def _perform_here(
     pool: ResourcePool,
     sinks: Sequence[Sink],
     stream_text: bool,
+    answers: Mapping[str, Any] | None = None,
     *,
     resumed: bool = False,
 ) -> RunResult:
     """One attempt, kept in the run's folder."""
     with folder.working() as journal:
         past = folder.past() if resumed else None
-        keeping = Keeping(journal, lambda: sqlite_saver(folder.checkpoints), past)
+        keeping = Keeping(journal, lambda: sqlite_saver(folder.checkpoints), past, answers or {})
         result = await perform(manifest, pool, keeping, sinks=sinks, stream_text=stream_text)
         folder.finish(result.to_dict())
         return result

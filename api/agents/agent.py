@@ -171,20 +171,21 @@ class Agent:
     def resume(
         self,
         result: AgentResult,
-        answers: Mapping[str, Any] | str | None = None,
+        answers: Any = None,
         *,
         budget: Mapping[str, float] | None = None,
     ) -> AgentResult:
         """Go on with an interrupted run: with answers to its `asks`, or under a higher budget.
 
-        `answers` maps ids of `result.asks` to answers; a text alone answers the only one.
+        `answers` maps ids of `result.asks` to answers; anything else answers the only one. Raises
+        BadAnswer, with the run untouched, for one that the question does not allow.
         """
         return self._loop.run(self._runner.resume(result, answers, budget))
 
     async def aresume(
         self,
         result: AgentResult,
-        answers: Mapping[str, Any] | str | None = None,
+        answers: Any = None,
         *,
         budget: Mapping[str, float] | None = None,
     ) -> AgentResult:

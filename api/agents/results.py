@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inference import Usage
-from workflows.errors import WorkflowError
+from workflows.errors import WorkflowError, WorkflowInputError
 from workflows.events import Event
 
 Status = Literal["completed", "failed", "cancelled", "interrupted"]
@@ -71,17 +71,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Something a run waits to be told; `shows` is what its `interrupt` node puts before people."""
+    """Something a run waits to be told: what its `interrupt` node shows to people.
+
+    An answer must be one of `choices`, or valid under the JSON Schema `schema`, where there is one.
+    """
 
     id: str
     node: str
-    shows: Mapping[str, Any]
+    ask: Any = None
+    choices: Sequence[Any] | None = None
+    schema: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Ask:
         """From one of the `asks` of a run."""
-        shows = {key: value for key, value in record.items() if key not in ("id", "node")}
-        return cls(record["id"], record["node"], shows)
+        return cls(**_split(cls, record)[0])
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,22 @@ class RunFailed(WorkflowError):
         error = result.error or _waiting(result)
         self.code = error["code"]
         super().__init__(f"run {result.run_id} is {result.status}: {error['message']}")
+
+
+def answers_of(run_id: str, asks: Sequence[Ask], answers: Any) -> dict[str, Any]:
+    """Answers by id, from a mapping, or from the answer to the only thing asked; None for none.
+
+    Raises WorkflowInputError where one answer meets several questions, or none.
+    """
+    if answers is None or isinstance(answers, Mapping):
+        return dict(answers or {})
+    if len(asks) != 1:
+        ids = ", ".join(ask.id for ask in asks)
+        raise WorkflowInputError(
+            f"run {run_id} asks {len(asks)} things; give a mapping from their ids"
+            f"{f' ({ids})' if ids else ''} to answers"
+        )
+    return {asks[0].id: answers}
 
 
 def usage_of(record: Mapping[str, Any]) -> Usage:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from api import telemetry
-from api.agents.results import AgentResult
+from api.agents.results import AgentResult, answers_of
 from inference import Engine, EngineConfig
 from retrieval import Retriever
 from workflows.errors import WorkflowInputError
@@ -123,7 +123,7 @@ class Runner:
     async def resume(
         self,
         result: AgentResult,
-        answers: Mapping[str, Any] | str | None,
+        answers: Any,
         budget: Mapping[str, float] | None,
     ) -> AgentResult:
         """A run goes on where it stopped."""
@@ -132,18 +132,23 @@ class Runner:
             raise WorkflowInputError(
                 f"run {result.run_id} is completed; there is nothing to resume"
             )
+        given = answers_of(result.run_id, result.asks, answers)
         if self.choices.keep:
-            return await self._kept_again(result, budget)
+            return await self._kept_again(result, given, budget)
         past = result.continuation
         if not isinstance(past, Continuation):
             raise WorkflowInputError(
                 f"run {result.run_id} was not made by an agent in memory; resume it where it was "
                 "made, or a kept one with `ragwright run --resume`"
             )
-        return await self._attempt(past, budget or {}, None)
+        return await self._attempt(past, budget or {}, None, given)
 
     async def _attempt(
-        self, run: Continuation, budget: Mapping[str, float], listener: Listener | None
+        self,
+        run: Continuation,
+        budget: Mapping[str, float],
+        listener: Listener | None,
+        answers: Mapping[str, Any] | None = None,
     ) -> AgentResult:
         """One attempt at a run in memory."""
         from workflows.past import past_of
@@ -160,6 +165,7 @@ class Runner:
                 stream_text=listener is not None,
                 past=past_of(run.journal) if run.journal else None,
                 tenant=self.choices.tenant,
+                answers=answers or {},
             )
             result = await execute(self.workflow, run.inputs, resources, options, run.saver)
         again = None if result.status == "completed" else run
@@ -186,12 +192,12 @@ class Runner:
         return AgentResult.of(result.to_dict(), trace)
 
     async def _kept_again(
-        self, result: AgentResult, budget: Mapping[str, float] | None
+        self, result: AgentResult, answers: Mapping[str, Any], budget: Mapping[str, float] | None
     ) -> AgentResult:
         from workflows.runs import resume_run
 
         with self._heard(None) as (trace, sinks):
-            again = await resume_run(result.run_id, budget, sinks, pool=self._pool)
+            again = await resume_run(result.run_id, budget, sinks, answers=answers, pool=self._pool)
         return AgentResult.of(again.to_dict(), trace)
 
     @contextmanager

@@ -132,13 +132,13 @@ class Client:
     def resume(
         self,
         run: AgentResult | RunRecord | str,
-        answers: Mapping[str, Any] | str | None = None,
+        answers: Any = None,
         *,
         budget: Mapping[str, float] | None = None,
     ) -> AgentResult:
         """Go on with a run that waits for answers or was stopped by its budget, to its next rest.
 
-        `answers` maps the ids of what was asked to answers; a text alone answers the only one.
+        `answers` maps the ids of what was asked to answers; anything else answers the only one.
         """
         return self._loop.run(self._remote.resume(run, answers, budget=budget))
 

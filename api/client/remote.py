@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import httpx2
 
 from api.agents.agent import CONCURRENCY, Item
-from api.agents.results import AgentResult, AsyncEvents
+from api.agents.results import AgentResult, AsyncEvents, answers_of
 from api.client.errors import Busy, ServiceError
 from api.client.records import RunRecord, event_of
 from api.client.wire import Wire
@@ -153,22 +153,19 @@ class AsyncClient:
     async def resume(
         self,
         run: AgentResult | RunRecord | str,
-        answers: Mapping[str, Any] | str | None = None,
+        answers: Any = None,
         *,
         budget: Mapping[str, float] | None = None,
     ) -> AgentResult:
         """Go on with a run that waits or was stopped by its budget, to its next rest.
 
-        `answers` maps the ids of what was asked to answers; a text alone answers the only one.
+        `answers` maps the ids of what was asked to answers; anything else answers the only one.
         """
         run_id = _id(run)
         after = await self._last_event(run_id)
-        if isinstance(answers, str):
-            asks = (await self.get(run_id)).asks
-            if len(asks) != 1:
-                raise ValueError(f"run {run_id} asks {len(asks)} things; name each by its id")
-            answers = {asks[0].id: answers}
-        body = {"answers": dict(answers or {}), "budget": dict(budget) if budget else None}
+        asks = (await self.get(run_id)).asks
+        given = answers_of(run_id, asks, answers)
+        body = {"answers": given, "budget": dict(budget) if budget else None}
         await self._wire.call("POST", f"/v1/runs/{run_id}/resume", json=body)
         return await self._result(run_id, after)
 
