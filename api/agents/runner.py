@@ -18,7 +18,6 @@ from workflows.errors import WorkflowInputError
 from workflows.events import Event, Sink, TextDelta, TokensProduced
 from workflows.loading import Workflow
 from workflows.resources import Overrides, ResourcePool, Resources, retrieves
-from workflows.scope import budget_of
 
 Listener = Callable[[Event | AgentResult], None]
 
@@ -153,6 +152,7 @@ class Runner:
         """One attempt at a run in memory."""
         from workflows.past import past_of
         from workflows.runtime import RunOptions, execute
+        from workflows.scope import budget_of
 
         resources = await self.open()
         limits: dict[str, Any] = {**(self.choices.budget or {}), **budget}

@@ -16,7 +16,9 @@ from api import Agent, AgentResult, AutoRAG, ClosedBook, NaiveRAG, RunFailed
 from inference import InferenceInputError, Usage
 from inference.engine import NativeConfig
 from tests.api.agents.words import FACTS, Words
+from tests.api.conftest import Ragwright
 from tests.workflows.replay import ReplayEngine
+from workflows.answers import BadAnswer
 from workflows.errors import InvalidWorkflow, WorkflowInputError
 from workflows.events import Event, RunFinished, RunStarted, StepFinished, TextDelta
 
@@ -279,3 +281,95 @@ def test_a_file_with_faults_is_refused_with_all_of_them(shout: Path) -> None:
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InferenceInputError), ClosedBook(model=str(tmp_path / "none")) as agent:
         agent.run("q")
+
+
+ASKS = """
+name: approve
+inputs: {draft: {type: string}}
+nodes:
+  draft: {use: generate, with: {prompt: "${inputs.draft}"}}
+  first: {use: interrupt, with: {ask: "${state.text}", choices: [send, drop]}, save: {answer: one}}
+  second: {use: interrupt, with: {ask: to whom?}, save: {answer: two}}
+edges:
+  - {from: start, to: draft}
+  - {from: draft, to: first}
+  - {from: first, when: "state.one == 'drop'", to: end}
+  - {from: first, to: second}
+  - {from: second, to: end}
+resources: {engine: {use: native}}
+outputs: {answer: "${state.one}", whom: "${state.two}", text: "${state.text}"}
+state: {two: null}
+"""
+
+
+@pytest.fixture
+def asks(tmp_path: Path) -> Path:
+    file = tmp_path / "approve.yaml"
+    file.write_text(ASKS, encoding="utf-8")
+    return file
+
+
+def test_a_run_that_asks_goes_on_with_the_answers(asks: Path) -> None:
+    engine = ReplayEngine(["dear all"])
+    with Agent.from_workflow(asks, engine=engine) as agent:
+        waiting = agent.run("write")
+        assert (waiting.status, waiting.error) == ("interrupted", None)
+        [ask] = waiting.asks
+        assert (ask.node, ask.ask, ask.choices) == ("first", "dear all", ["send", "drop"])
+        with pytest.raises(RunFailed, match="waits for an answer to"):
+            waiting.raise_if_failed()
+        with pytest.raises(BadAnswer, match="must be one of"):
+            agent.resume(waiting, "burn")
+        with pytest.raises(BadAnswer, match="nothing waits under"):
+            agent.resume(waiting, {"x": "send"})
+        again = agent.resume(waiting, "send")
+        assert [one.ask for one in again.asks] == ["to whom?"]
+        done = asyncio.run(agent.aresume(again, {again.asks[0].id: {"name": "everybody"}}))
+        assert done.completed and done.run_id == waiting.run_id
+        assert done.outputs == {
+            "answer": "send",
+            "whom": {"name": "everybody"},
+            "text": "dear all",
+        }
+        with pytest.raises(WorkflowInputError, match="nothing to resume"):
+            agent.resume(done)
+        with pytest.raises(WorkflowInputError, match="not made by an agent in memory"):
+            agent.resume(AgentResult.of(waiting.to_dict()), "send")
+    assert len(engine.requests) == 1, "what was written before the question is not written again"
+    assert done.usage.model_calls == 1
+
+
+def test_a_run_stopped_by_its_budget_goes_on_under_a_higher_one(shout: Path) -> None:
+    seen = 0
+
+    def slow(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, StepFinished)
+        time.sleep(0.02 * isinstance(event, StepFinished))
+
+    with Agent.from_workflow(shout, budget={"seconds": 0.05}, sinks=[slow]) as agent:
+        result = agent.run("x", times=30)
+        assert result.status == "interrupted" and not result.asks
+        assert result.error is not None and result.error["code"] == "budget_exhausted"
+        again = agent.resume(result, budget={"seconds": 100})
+    assert again.outputs == {"text": "x" * 30}
+    assert seen == 30, "no step was run twice"
+
+
+def test_a_kept_run_goes_on_in_another_agent_and_on_the_command_line(
+    asks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ragwright: Ragwright
+) -> None:
+    monkeypatch.setenv("RAGWRIGHT_HOME", str(tmp_path / "home" / "models"))
+    steps = ASKS.replace("{use: generate, with: {prompt:", "{use: set, with: {values: {text:")
+    asks.write_text(steps.replace('draft}"}}', 'draft}"}}}', 1), encoding="utf-8")
+    with Agent.from_workflow(asks, keep=True) as agent:
+        waiting = agent.run("dear all")
+        assert agent.resume(waiting, "drop").answer == "drop"
+        other = agent.run("dear all")
+    with Agent.from_workflow(asks, keep=True) as again:
+        second = again.resume(other, "send")
+    status, out, _ = ragwright("run", "--resume", other.run_id, "--answer", "Ada", "--json")
+    assert (status, json.loads(out)["outputs"]["whom"]) == (0, "Ada")
+    assert second.asks[0].ask == "to whom?"
+    with pytest.raises(WorkflowInputError, match="name them"):
+        ClosedBook(engine=ReplayEngine(["x"]), keep=True)
