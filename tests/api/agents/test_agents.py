@@ -361,7 +361,8 @@ def test_a_kept_run_goes_on_in_another_agent_and_on_the_command_line(
 ) -> None:
     monkeypatch.setenv("RAGWRIGHT_HOME", str(tmp_path / "home" / "models"))
     steps = ASKS.replace("{use: generate, with: {prompt:", "{use: set, with: {values: {text:")
-    asks.write_text(steps.replace('draft}"}}', 'draft}"}}}', 1), encoding="utf-8")
+    steps = steps.replace('draft}"}}', 'draft}"}}}', 1)
+    asks.write_text(steps.replace("resources: {engine: {use: native}}\n", ""), encoding="utf-8")
     with Agent.from_workflow(asks, keep=True) as agent:
         waiting = agent.run("dear all")
         assert agent.resume(waiting, "drop").answer == "drop"
