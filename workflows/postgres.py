@@ -31,8 +31,10 @@ _TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 
 # FOR SHARE: a claim waits for a write that was begun before it, and a write that comes later sees
 # the claim.
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS ragwright_fences (thread_id text PRIMARY KEY, newest bigint NOT NULL);
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS ragwright_fences "
+    "(thread_id text PRIMARY KEY, newest bigint NOT NULL)",
+    f"""
 CREATE OR REPLACE FUNCTION ragwright_check_fence() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
   run text := CASE WHEN TG_OP = 'DELETE' THEN OLD.thread_id ELSE NEW.thread_id END;
@@ -44,11 +46,12 @@ BEGIN
     RAISE EXCEPTION 'run % was overtaken by another attempt', run USING ERRCODE = '{_SQLSTATE}';
   END IF;
   RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
-END $$;
-""" + "".join(
-    f"CREATE OR REPLACE TRIGGER ragwright_fence BEFORE INSERT OR UPDATE OR DELETE ON {table} "
-    "FOR EACH ROW EXECUTE FUNCTION ragwright_check_fence();\n"
-    for table in _TABLES
+END $$""",
+    *(
+        f"CREATE OR REPLACE TRIGGER ragwright_fence BEFORE INSERT OR UPDATE OR DELETE ON {table} "
+        "FOR EACH ROW EXECUTE FUNCTION ragwright_check_fence()"
+        for table in _TABLES
+    ),
 )
 
 _CLAIM = """
@@ -91,7 +94,9 @@ async def _set_up(saver: PostgresSaver) -> None:
         await asyncio.sleep(0.05)
     try:
         await saver.setup()
-        await connection.execute(_SCHEMA)
+        async with connection.transaction():
+            for statement in _SCHEMA:
+                await connection.execute(statement)
     finally:
         await connection.execute("SELECT pg_advisory_unlock(%s)", (SETUP_LOCK,))
 
