@@ -36,7 +36,7 @@ class AgentOptions(TypedDict, total=False):
     model: str | None
     retriever: Retriever | str | Path | None
     docs: str | Path | None
-    graph: str | Path | None
+    graph: Retriever | str | Path | None
     options: Mapping[str, Any] | None
     seed: int
     budget: Mapping[str, float] | None
@@ -61,7 +61,7 @@ class Agent:
         model: str | None = None,
         retriever: Retriever | str | Path | None = None,
         docs: str | Path | None = None,
-        graph: str | Path | None = None,
+        graph: Retriever | str | Path | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
         budget: Mapping[str, float] | None = None,
@@ -76,7 +76,8 @@ class Agent:
         - `model`: in place of the workflow's model: a name, a folder or a hub id.
         - `retriever`: the folder of an index, or an open `Retriever`, which stands in for every
           retriever of the workflow; or `docs`: a file or folder of documents, indexed on first use.
-        - `graph`: a knowledge graph, for workflows that walk one.
+        - `graph`: a knowledge graph, for workflows that search one: triples, RDF or GraphML, the
+          folder of a built graph, or an open `Retriever` over one.
         - `options`: inputs of the workflow that hold for every call that does not name them.
         - `seed`: the same seed and inputs give the same run again (on CPU).
         - `budget`: `tokens` (prompt plus completion), `seconds` (wall time), `retrievals`
@@ -106,7 +107,7 @@ class Agent:
             model=model,
             retriever=retriever,
             docs=None if docs is None else Path(docs),
-            graph=None if graph is None else Path(graph),
+            graph=graph,
             seed=seed,
             budget=budget,
             tenant=tenant,

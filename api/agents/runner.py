@@ -17,7 +17,7 @@ from retrieval import Retriever
 from workflows.errors import WorkflowInputError
 from workflows.events import Event, Sink, TextDelta, TokensProduced
 from workflows.loading import Workflow
-from workflows.resources import Overrides, ResourcePool, Resources, retrieves
+from workflows.resources import Overrides, ResourcePool, Resources, retrieves, uses_graph
 
 Listener = Callable[[Event | AgentResult], None]
 
@@ -31,7 +31,7 @@ class Choices:
     model: str | None
     retriever: Retriever | str | Path | None
     docs: Path | None
-    graph: Path | None
+    graph: Retriever | str | Path | None
     seed: int
     budget: Mapping[str, float] | None
     tenant: str
@@ -73,7 +73,8 @@ class Runner:
                 f"model {choices.model!r} and an engine that names its own; give one of them"
             )
         named = choices.engine is None or isinstance(choices.engine, str)
-        if choices.keep and (not named or isinstance(choices.retriever, Retriever)):
+        live = any(isinstance(one, Retriever) for one in (choices.retriever, choices.graph))
+        if choices.keep and (not named or live):
             raise WorkflowInputError(
                 "a kept run goes on in another process, where an open engine or retriever is not; "
                 "name them, or leave keep out"
@@ -88,7 +89,12 @@ class Runner:
             )
         if not retrieves(self.workflow) and given is not None:
             raise WorkflowInputError(f"workflow {name!r} searches no documents; leave {given} out")
-        if choices.graph is not None:
+        if uses_graph(self.workflow) and choices.graph is None:
+            raise WorkflowInputError(
+                f"workflow {name!r} searches a graph; give graph= its files, the folder of a built "
+                "one, or an open retriever over one"
+            )
+        if not uses_graph(self.workflow) and choices.graph is not None:
             raise WorkflowInputError(f"workflow {name!r} uses no graph; leave {choices.graph} out")
 
     async def open(self) -> Resources:
@@ -101,16 +107,26 @@ class Runner:
         return self._resources
 
     def _configure(self) -> Resources:
-        choices, index = self.choices, None
+        choices, index, graph = self.choices, None, None
         retriever = choices.retriever if isinstance(choices.retriever, Retriever) else None
+        walker = choices.graph if isinstance(choices.graph, Retriever) else None
         if choices.docs is not None:
             from retrieval.cache import index_for_docs
 
             index = index_for_docs(choices.docs)
         elif isinstance(choices.retriever, str | Path):
             index = Path(choices.retriever)
-        overrides = Overrides(choices.engine, choices.model, retriever)
-        return Resources(self.workflow.spec, self._pool, index=index, overrides=overrides)
+        if isinstance(choices.graph, str | Path):
+            from graphs.cache import graph_for
+
+            graph = graph_for(choices.graph)
+        return Resources(
+            self.workflow.spec,
+            self._pool,
+            index=index,
+            graph=graph,
+            overrides=Overrides(choices.engine, choices.model, retriever, walker),
+        )
 
     async def run(self, inputs: Mapping[str, Any], listener: Listener | None = None) -> AgentResult:
         """One run from its beginning; text is streamed where somebody listens."""
@@ -181,6 +197,7 @@ class Runner:
             choices.source,
             inputs=inputs,
             index=resources.index,
+            graph=resources.graph,
             engine=choices.engine,
             model=choices.model,
             seed=choices.seed,

@@ -16,7 +16,7 @@ from api.http.auth import Auth
 from api.http.edge import Edge
 from api.http.errors import known
 from api.http.limits import BodyLimit, Deadline
-from api.http.routes import health, metrics, runs, workflows
+from api.http.routes import graphs, health, indexes, metrics, runs, workflows
 from api.http.service import Service
 
 ROUTERS: Sequence[APIRouter] = (
@@ -24,6 +24,8 @@ ROUTERS: Sequence[APIRouter] = (
     metrics.router,
     runs.router,
     workflows.router,
+    indexes.router,
+    graphs.router,
 )
 """Every router of the API; each is made by `api.http.routing.router`."""
 
