@@ -13,6 +13,7 @@ from api.client.errors import (
 from api.client.faces import Client
 from api.client.records import RunRecord, StateChanged
 from api.client.remote import AsyncClient
+from api.client.shelves import Shelf, Workflows
 
 __all__ = [
     "AsyncClient",
@@ -25,6 +26,8 @@ __all__ = [
     "RunRecord",
     "ServerFault",
     "ServiceError",
+    "Shelf",
     "StateChanged",
     "Unreachable",
+    "Workflows",
 ]

@@ -11,6 +11,7 @@ from api.agents.background import BackgroundLoop, Put
 from api.agents.results import AgentResult, AsyncEvents, Events
 from api.client.records import RunRecord
 from api.client.remote import AsyncClient, RunOptions
+from api.client.shelves import Shelf, Workflows
 from workflows.events import Event
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Client:
     idempotency key, so that none runs twice; streams of events are taken up again where they
     broke. `key` goes to this server only.
 
+    `indexes`, `graphs` and `workflows` are what you keep on the server under names.
+
     Errors: ServiceError and its kin (`api.client`), each with `code`, `message`, `status` and
     `request_id`: BadRequest, Forbidden, NotFound, Conflict, Busy, ServerFault, Unreachable. A run
     that failed is a result with `status` and `error`; `raise_if_failed()` makes it an exception.
@@ -43,6 +46,14 @@ class Client:
         self._remote = AsyncClient(base_url, key, timeout=timeout, retries=retries)
         self._loop = BackgroundLoop(f"client of {self._remote.base_url}")
         self._end = weakref.finalize(self, _shut, self._loop, self._remote)
+        loop, remote = self._loop, self._remote
+
+        def call(method: str, path: str, **body: Any) -> Any:
+            return loop.run(remote.request(method, path, **body))
+
+        self.indexes = Shelf(call, "/v1/indexes", "documents")
+        self.graphs = Shelf(call, "/v1/graphs", "triples")
+        self.workflows = Workflows(call)
 
     def run(self, workflow: str, inputs: Item, **options: Unpack[RunOptions]) -> AgentResult:
         """Run to the end (or to a question, or the budget); Ctrl-C cancels it on the server too."""
@@ -142,9 +153,9 @@ class Client:
         """
         return self._loop.run(self._remote.resume(run, answers, budget=budget))
 
-    def request(self, method: str, path: str, *, json: Any = None) -> Any:
-        """Any other route of the server: the decoded answer, with the same errors and retries."""
-        return self._loop.run(self._remote.request(method, path, json=json))
+    def request(self, method: str, path: str, **body: Any) -> Any:
+        """Any other route of the server; see `AsyncClient.request`."""
+        return self._loop.run(self._remote.request(method, path, **body))
 
     def close(self) -> None:
         """Close the connections; what waits here is cancelled. Harmless when repeated."""

@@ -179,9 +179,13 @@ class AsyncClient:
             async for _, event in told:
                 yield event
 
-    async def request(self, method: str, path: str, *, json: Any = None) -> Any:
-        """Any other route: the decoded answer, with the same errors and retries."""
-        return await self._wire.call(method, path, json=json)
+    async def request(self, method: str, path: str, **body: Any) -> Any:
+        """Any other route: the decoded answer, with the same errors and retries.
+
+        `body` is `json`, or `files` and `data` of a form; `query` holds parameters. A POST is sent
+        again after a broken connection only if it is `repeatable`.
+        """
+        return await self._wire.call(method, path, **body)
 
     async def close(self) -> None:
         """Close the connections; runs on the server go on."""

@@ -46,6 +46,7 @@ class Wire:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         files: Any = None,
+        data: Any = None,
         repeatable: bool | None = None,
     ) -> Any:
         """The decoded answer; raises ServiceError.
@@ -59,7 +60,13 @@ class Wire:
             last = tries == self.retries
             try:
                 answer = await self._http.request(
-                    method, path, json=json, params=given, headers=dict(headers or {}), files=files
+                    method,
+                    path,
+                    json=json,
+                    params=given,
+                    headers=dict(headers or {}),
+                    files=files,
+                    data=data,
                 )
             except httpx2.TransportError as error:
                 never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)

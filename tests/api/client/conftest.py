@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,6 @@ from api.jobs.worker import Worker
 from api.settings import Settings
 from tests.api.http.conftest import home, redis_url, settings, site
 from tests.api.http.site import Site
-from workflows.errors import WorkflowInputError
 
 __all__ = ["home", "redis_url", "settings", "site"]
 
@@ -39,11 +37,20 @@ limits: {steps: 10000}
 name: quote
 inputs: {word: {type: string}}
 nodes:
-  one: {use: workflow, with: {name: shout.yaml, inputs: {word: x, times: "${inputs.word}"}}}
+  one: {use: interrupt, with: {ask: which?, choices: "${inputs.word}"}}
 edges:
   - {from: start, to: one}
   - {from: one, to: end}
-outputs: {answer: "${state.outputs}"}
+outputs: {answer: "${state.answer}"}
+""",
+    "approve": """
+name: approve
+nodes:
+  one: {use: interrupt, with: {ask: go on?, choices: [yes, no]}, save: {answer: said}}
+edges:
+  - {from: start, to: one}
+  - {from: one, to: end}
+outputs: {answer: "${state.said}"}
 """,
     "clash": """
 name: clash
@@ -57,24 +64,12 @@ outputs: {answer: "${state.n}"}
 }
 
 
-class Shelf:
-    """The workflows above, for every tenant."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name, text in WORKFLOWS.items():
-            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-
-    def workflow(self, tenant: str, name: str) -> Path:
-        if name not in WORKFLOWS:
-            raise WorkflowInputError(f"no workflow {name!r}")
-        return self.folder / f"{name}.yaml"
-
-
 @pytest.fixture(scope="module")
-def served(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The site, with workflows and a worker."""
-    site.service.library = Shelf(tmp_path_factory.mktemp("shelf"))  # type: ignore[assignment]
+def served(site: Site) -> Iterator[Site]:
+    """The site, with workflows that were uploaded and a worker."""
+    with Client(site.url, site.alpha) as client:
+        for name, text in WORKFLOWS.items():
+            assert client.workflows.upload(name, text)["name"] == name
     with working(site.settings):
         yield site
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_failed_run_can_be_retried(client: Client) -> None:
 
 
 REFUSED: list[tuple[Any, type[Exception], int, str]] = [
-    (lambda c: c.run("nowhere", {}), BadRequest, 422, "nowhere"),
+    (lambda c: c.run("nowhere", {}), NotFound, 404, "nowhere"),
     (lambda c: c.submit("shout", {"word": 1}), BadRequest, 422, "must be a string"),
     (lambda c: c.submit("shout", {"word": "a"}, seed=-1), BadRequest, 422, "body.seed"),
     (lambda c: c.get("no-such-run"), NotFound, 404, "no-such-run"),
@@ -185,3 +186,47 @@ def test_events_are_those_of_a_run_whoever_reads_them(client: Client) -> None:
     again: list[Event] = list(client.events(run.id))
     assert told == again
     assert all(isinstance(event, Event) for event in told)
+
+
+def test_a_run_that_asks_goes_on_with_the_answer(client: Client) -> None:
+    waiting = client.run("approve", {})
+    assert (waiting.status, waiting.error) == ("interrupted", None)
+    assert client.get(waiting.run_id).state == "waiting"
+    [ask] = waiting.asks
+    assert (ask.ask, ask.choices) == ("go on?", ["yes", "no"])
+    with pytest.raises(BadRequest, match="must be one of"):
+        client.resume(waiting, "perhaps")
+    done = client.resume(waiting.run_id, {ask.id: "yes"})
+    assert done.completed and done.answer == "yes" and done.run_id == waiting.run_id
+
+
+def test_workflows_are_kept_on_the_server(client: Client) -> None:
+    assert {"auto_rag", "shout"} <= {row["name"] for row in client.workflows.list()}
+    assert client.workflows.get("shout")["origin"] == "uploaded"
+    report = client.workflows.validate(WORKFLOWS["shout"].replace("use: set", "use: sett"))
+    assert not report["valid"] and "did you mean 'set'" in report["faults"][0]["message"]
+    with pytest.raises(BadRequest) as caught:
+        client.workflows.upload("bad", "name: bad\n")
+    assert caught.value.faults
+    client.workflows.upload("gone", WORKFLOWS["clash"].replace("name: clash", "name: gone"))
+    client.workflows.delete("gone")
+    with pytest.raises(NotFound):
+        client.workflows.get("gone")
+
+
+def test_graphs_are_kept_on_the_server(client: Client, tmp_path: Path) -> None:
+    facts = tmp_path / "facts.tsv"
+    facts.write_text("Ada\twrote\tNotes\nNotes\tdescribe\tEngine\n", encoding="utf-8")
+    assert client.graphs.create("facts", files=[facts])["state"] == "ready"
+    with pytest.raises(Conflict):
+        client.graphs.create("facts", files=[facts])
+    client.graphs.add("facts", rows=[{"head": "Ada", "relation": "met", "tail": "Babbage"}])
+    assert client.graphs.get("facts")["counts"]["triples"] == 3
+    found = [hit.passage.text for hit in client.graphs.search("facts", "whom did Ada meet", k=3)]
+    assert "Ada met Babbage" in found
+    client.graphs.delete("facts")
+    assert client.graphs.list() == client.indexes.list() == []
+    with pytest.raises(NotFound):
+        client.indexes.search("docs", "x")
+    with pytest.raises(ValueError, match="either files or rows"):
+        client.graphs.create("none")
