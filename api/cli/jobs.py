@@ -138,9 +138,13 @@ def conclude(job: Job, as_json: bool) -> int:
     if as_json:
         _print(job.to_dict())
     elif job.result is not None:
-        facts = {**job.result, "status": RunStatus(job.result["status"]), "error": None}
-        result = RunResult(**facts)  # what is wrong is told below, with the job's remedy
-        Account(quiet=True).conclude(result)
+        # What is wrong or asked is told below, with a job's remedy instead of a run's.
+        plain: dict[str, Any] = {
+            "status": RunStatus(job.result["status"]),
+            "error": None,
+            "asks": [],
+        }
+        Account(quiet=True).conclude(RunResult(**{**job.result, **plain}))
     if not as_json and state != "completed":
         told = [f"job {job.id} is {state}", *([job.error["message"]] if job.error else ())]
         told += [f"it asks {ask['id']!r}: {_shown(ask)}" for ask in job.asks]

@@ -20,6 +20,7 @@ from api.jobs.errors import QueueUnavailable
 from api.jobs.job import Claim, Job, JobState
 from api.jobs.journal import StreamJournal
 from api.jobs.redis_queue import RedisQueue
+from inference import Usage
 from workflows.checkpoints import discard, postgres_saver, sqlite_saver
 from workflows.events import Sink
 from workflows.keeping import Fenced, Keeping, NotKept
@@ -229,15 +230,10 @@ class Attempt:
 
 def _cancelled(claim: Claim) -> dict[str, Any]:
     """The result of a run that was cancelled before it began."""
-    return {
-        "run_id": claim.job.id,
-        "workflow": claim.job.manifest["workflow"],
-        "status": "cancelled",
-        "outputs": {},
-        "steps": [],
-        "usage": {},
-        "error": {"code": "cancelled", "message": "cancelled"},
-    }
+    job, error = claim.job, {"code": "cancelled", "message": "cancelled"}
+    usage = Usage().to_dict() | {"seconds": 0.0}
+    workflow = job.manifest["workflow"]
+    return RunResult(job.id, workflow, RunStatus.CANCELLED, {}, [], usage, error).to_dict()
 
 
 def _problem(error: Exception) -> dict[str, str]:
