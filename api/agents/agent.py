@@ -102,17 +102,7 @@ class Agent:
         self.options = dict(options or {})
         self._workflow = load_workflow(self.workflow)
         choices = Choices(
-            source=self.workflow,
-            engine=engine,
-            model=model,
-            retriever=retriever,
-            docs=None if docs is None else Path(docs),
-            graph=graph,
-            seed=seed,
-            budget=budget,
-            tenant=tenant,
-            sinks=tuple(sinks),
-            keep=keep,
+            self.workflow, engine, model, retriever, docs, graph, seed, budget, tenant, sinks, keep
         )
         self._runner = Runner(self._workflow, choices)
         self._loop = BackgroundLoop(f"agent {self._workflow.spec.name}")

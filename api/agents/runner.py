@@ -30,12 +30,12 @@ class Choices:
     engine: str | EngineConfig | Engine | None
     model: str | None
     retriever: Retriever | str | Path | None
-    docs: Path | None
+    docs: str | Path | None
     graph: Retriever | str | Path | None
     seed: int
     budget: Mapping[str, float] | None
     tenant: str
-    sinks: tuple[Sink, ...]
+    sinks: Sequence[Sink]
     keep: bool
 
 
