@@ -16,8 +16,6 @@ from api.http.keys import Scope
 from api.http.routes.bodies import Body, Name
 from api.http.routing import router as build
 from api.http.service import Service
-from inference.models import list_models
-from workflows.checks.uploaded import check_uploaded
 from workflows.diagram import mermaid
 from workflows.errors import Fault, InvalidWorkflow, WorkflowInputError
 from workflows.loading import Workflow, load_workflow, shipped_workflows
@@ -115,12 +113,12 @@ async def get_workflow(name: WorkflowName, service: ServiceDep, caller: CallerDe
 
 
 @router.post("/v1/workflows/validate", dependencies=[READ])
-async def validate_workflow(draft: Draft) -> Report:
+async def validate_workflow(draft: Draft, service: ServiceDep, caller: CallerDep) -> Report:
     """Say everything that is wrong with a workflow file, each at its line and column."""
 
     def faults() -> list[Fault]:
         try:
-            _checked("draft", draft.text)
+            service.library.check_workflow(caller.tenant, "draft", draft.text)
         except InvalidWorkflow as error:
             return error.faults
         except WorkflowInputError as error:
@@ -143,7 +141,7 @@ async def upload_workflow(upload: Upload, service: ServiceDep, caller: CallerDep
         if upload.name in shipped_workflows():
             message = f"{upload.name!r} is the name of a shipped workflow; choose another"
             raise ApiError(409, "name_taken", message, param="body.name")
-        workflow = _checked(upload.name, upload.text)
+        workflow = service.library.check_workflow(caller.tenant, upload.name, upload.text)
         service.library.add_workflow(caller.tenant, upload.name, upload.text)
         return _details(workflow, upload.name, "uploaded")
 
@@ -164,18 +162,6 @@ def _require_uploads(service: Service) -> None:
     if not service.settings.allow_uploads:
         message = "this server takes no uploads (RAGWRIGHT_ALLOW_UPLOADS)"
         raise ApiError(403, "uploads_disabled", message)
-
-
-def _checked(name: str, text: str) -> Workflow:
-    """An uploaded text; raises InvalidWorkflow with all its faults.
-
-    It may call shipped workflows only: what another upload holds may be replaced at any time.
-    """
-    if len(text.encode()) > MAX_BYTES:
-        fault = Fault(1, 1, "too_large", f"the file is larger than {MAX_BYTES} bytes; split it")
-        raise InvalidWorkflow(name, [fault])
-    here = [model.name for model in list_models() if model.cached]
-    return check_uploaded(text, models=here)
 
 
 @functools.cache
