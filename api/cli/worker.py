@@ -41,7 +41,7 @@ def worker(threads: int, queues: str) -> None:
 
     async def work() -> None:
         async with RedisQueue.open(settings, url) as queue:
-            await serve(Worker(queue, threads=threads, queues=names))
+            await serve(Worker(queue, threads=threads, queues=names, traced=telemetry.traced))
 
     telemetry.setup(settings)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from api import Client
+from api import Client, telemetry
 from api.jobs.redis_queue import RedisQueue
 from api.jobs.worker import Worker
 from api.settings import Settings
@@ -90,7 +90,10 @@ class working:
 
     async def _work(self) -> None:
         async with RedisQueue.open(self.settings) as queue:
-            self.worker, self.loop = Worker(queue, threads=2), asyncio.get_running_loop()
+            self.worker, self.loop = (
+                Worker(queue, threads=2, traced=telemetry.traced),
+                asyncio.get_running_loop(),
+            )
             self.up.set()
             await self.worker.run()
 
