@@ -1,12 +1,11 @@
 """No input makes a 5xx, and every answer is what the OpenAPI document says.
 
 Requests are made up from the document of the running application, so a route that is added later
-is covered. `RAGWRIGHT_TEST_EXAMPLES` sets how many a route gets (`make soak`: 5,000).
+is covered.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +27,8 @@ from tests.api.http.labour import Labour
 from tests.api.http.site import Site
 from tests.api.http.test_runs import submit
 
-EXAMPLES = int(os.environ.get("RAGWRIGHT_TEST_EXAMPLES", "200"))
+SHORT, LONG = 200, 5000
+"""Requests to each route: the same ones every time, and others every time."""
 
 CHECKS = [
     not_a_server_error,
@@ -61,7 +61,10 @@ def cases(operation: Any, parameters: list[dict[str, str]]) -> st.SearchStrategy
     return st.one_of(kinds)
 
 
-def test_no_input_makes_a_5xx(site: Site, subtests: pytest.Subtests) -> None:
+@pytest.mark.parametrize(
+    "examples", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "soak"]
+)
+def test_no_input_makes_a_5xx(site: Site, subtests: pytest.Subtests, examples: int) -> None:
     schema = schemathesis.openapi.from_dict(site.app.openapi())
     parameters = list(known(site))
     seen = 0
@@ -72,10 +75,10 @@ def test_no_input_makes_a_5xx(site: Site, subtests: pytest.Subtests) -> None:
             operation = result.ok()
 
             @hypothesis.settings(
-                max_examples=EXAMPLES,
+                max_examples=examples,
                 deadline=None,
                 database=None,
-                derandomize=EXAMPLES <= 200,
+                derandomize=examples == SHORT,
                 suppress_health_check=list(hypothesis.HealthCheck),
             )
             @hypothesis.given(case=cases(operation, parameters))
