@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from workflows.errors import WorkflowError, WorkflowInputError
 
@@ -66,3 +68,19 @@ class BadUpload(LibraryInputError):
         more = len(self.faults) - self.shown
         listed = " | ".join(self.faults[: self.shown])
         super().__init__(f"{listed} | and {more} more" if more > 0 else listed)
+
+
+def disk_error(error: OSError, name: str) -> LibraryError:
+    """What the system refused while an item was written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFull(f"{name}: the disk is full; what was there before is unchanged")
+    return LibraryError(f"{name}: {error.strerror or error}; what was there before is unchanged")
+
+
+@contextmanager
+def disk(name: str) -> Iterator[None]:
+    """Whatever the system refuses in the block is told as an error of the library."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, name) from error

@@ -8,7 +8,6 @@ goes on with it, and what has not is refused from then on.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import threading
@@ -39,8 +38,9 @@ from api.library.errors import (
     NameTaken,
     NotReady,
     QuotaExceeded,
-    StorageFull,
     UnknownItem,
+    disk,
+    disk_error,
 )
 from api.library.kinds import Kind
 from api.library.locks import Locks
@@ -136,7 +136,7 @@ class Shelf:
             fresh = not folder.exists()
             try:
                 upload.clear(pending)
-                with self._disk(name):
+                with disk(name):
                     pending.mkdir(parents=True)
                     items = fill(pending)
                     if items is None:
@@ -160,7 +160,7 @@ class Shelf:
                     "build from; upload the files again"
                 )
             entry = entry.but(state=State.BUILDING, error=None, restartable=False)
-            with self._disk(name):
+            with disk(name):
                 write(folder / FILE, entry)
             done = self._start(tenant, name, entry, extend=entry.version is not None)
             keep()
@@ -173,7 +173,7 @@ class Shelf:
                 raise self._unknown(name)
             trash = self.places.trash(tenant)
             folder = self.places.item(tenant, self.kind.name, name)
-            with self._disk(name):
+            with disk(name):
                 trash.mkdir(exist_ok=True)
                 folder.rename(trash / f"{self.kind.name}.{name}.{time.time_ns()}")
         self._opened.drop(folder)
@@ -263,7 +263,7 @@ class Shelf:
         except BaseException as error:
             self._failed(folder, entry, error)
             if isinstance(error, OSError):
-                raise _full(error, name) from error
+                raise disk_error(error, name) from error
             raise
         finally:
             self._locks.give(self.places.lock(tenant, self.kind.name, name))
@@ -393,18 +393,5 @@ class Shelf:
             if not kept:
                 self._locks.give(file)
 
-    @contextmanager
-    def _disk(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _full(error, name) from error
-
     def _unknown(self, name: str) -> UnknownItem:
         return UnknownItem(f"no {self.kind.name} {name!r}; the list of them has all names")
-
-
-def _full(error: OSError, name: str) -> LibraryError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFull(f"{name}: the disk is full; what was there before is unchanged")
-    return LibraryError(f"{name}: {error.strerror or error}; what was there before is unchanged")

@@ -13,6 +13,7 @@ from api.library.locks import Locks
 from api.library.places import Places, check_name, library_home
 from api.library.quota import Quota
 from api.library.shelf import Shelf
+from inference.models import list_models
 from workflows.checks.uploaded import MAIN, check_uploaded
 from workflows.loading import Workflow
 from workflows.source import MAX_BYTES
@@ -88,7 +89,8 @@ class Library:
             for other in self.workflows(tenant)
             if other != name
         }
-        return check_uploaded(text, others)
+        here = [model.name for model in list_models() if model.cached]
+        return check_uploaded(text, others, models=here)
 
     def add_workflow(self, tenant: str, name: str, text: str) -> Path:
         """Keep a workflow in place of one of this name; raises as `check_workflow` does."""

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from graphs.manifest import fingerprint
 from tests.api.http.site import Site
 
 FACTS = "Ada\twrote\tNotes\nNotes\tdescribe\tEngine\nBabbage\tdesigned\tEngine\n"
@@ -73,7 +74,9 @@ def test_triples_are_kept_searched_walked_and_deleted(alpha: httpx2.Client) -> N
     near = alpha.post("/v1/graphs/g/neighbours", json={"entity": "engine"}).json()
     assert {fact["head"] for fact in near["facts"]} == {"Notes", "Babbage"} and near["complete"]
     only = {"entity": "Ada", "hops": 2, "relations": ["met"], "direction": "out"}
-    (fact,) = alpha.post("/v1/graphs/g/neighbours", json=only).json()["facts"]
+    answer = alpha.post("/v1/graphs/g/neighbours", json=only)
+    assert answer.status_code == 200, answer.text
+    (fact,) = answer.json()["facts"]
     assert (fact["tail"], fact["source"], fact["line"], fact["hop"]) == (
         "Babbage",
         "a letter",
@@ -85,6 +88,37 @@ def test_triples_are_kept_searched_walked_and_deleted(alpha: httpx2.Client) -> N
     assert (paths["from"]["entity"], paths["to"]["entity"]) == ("Ada", "Engine")
     assert alpha.delete("/v1/graphs/g").status_code == 204
     assert code(alpha.get("/v1/graphs/g"), 404) == "not_found"
+
+
+FLOW = """name: ask_graph
+inputs: {question: {type: string}}
+resources: {graph: {use: graph, k: 2}}
+nodes: {look: {use: retrieve, retriever: graph, with: {query: "${inputs.question}"}}}
+edges: [{from: start, to: look}, {from: look, to: end}]
+outputs: {citations: "${state.hits}"}
+"""
+
+
+def test_a_run_holds_the_version_it_was_submitted_with(
+    site: Site, alpha: httpx2.Client, beta: httpx2.Client
+) -> None:
+    assert sent(alpha, "g", "facts.tsv", FACTS).status_code == 201
+    for client in (alpha, beta):
+        kept = client.post("/v1/workflows", json={"name": "ask_graph", "text": FLOW})
+        assert kept.status_code == 201, kept.text
+    order = {"workflow": "ask_graph", "inputs": {"question": "What did Ada write?"}, "graph": "g"}
+    run = alpha.post("/v1/runs", json=order)
+    assert run.status_code == 202, run.text
+    assert code(beta.post("/v1/runs", json=order), 404) == "not_found"
+    assert code(alpha.post("/v1/runs", json={**order, "graph": None}), 422) == "bad_input"
+    library = site.service.library
+    folder = library.graph("alpha", "g")
+    alpha.post("/v1/graphs/g/triples", json={"triples": TRIPLES[:1]})
+    assert library.graph("alpha", "g") != folder
+    job = site.do(site.service.queue.get(run.json()["id"], tenant="alpha"))
+    manifest = job.manifest
+    assert manifest["graph"] == str(folder) and folder.is_dir()
+    assert fingerprint(folder) == manifest["graph_sha256"]
 
 
 @pytest.mark.parametrize(
