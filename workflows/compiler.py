@@ -20,6 +20,7 @@ from inference import InferenceInputError
 from retrieval import RetrievalInputError
 from workflows.errors import WorkflowError, WorkflowInputError
 from workflows.expressions import Expression, Template
+from workflows.keeping import Fenced, NotKept
 from workflows.meter import BudgetExhausted
 from workflows.nodes import NODES
 from workflows.schema import END, START, NodeSpec
@@ -27,6 +28,15 @@ from workflows.scope import NodePlan, Scope
 
 RUN_KEY = "_run"
 """A channel that is always written, because a graph cannot start on an empty state."""
+
+_FINAL = (
+    BudgetExhausted,
+    Fenced,
+    NotKept,
+    WorkflowInputError,
+    InferenceInputError,
+    RetrievalInputError,
+)
 
 Route = tuple[Expression | None, list[str]]
 Router = Callable[[dict[str, Any]], Awaitable[list[str]]]
@@ -94,10 +104,8 @@ def _policies(node: NodeSpec) -> dict[str, Any]:
 
 
 def _worth_retrying(error: Exception) -> bool:
-    """Bad input and a spent budget stay what they are however often they are tried."""
-    return not isinstance(
-        error, BudgetExhausted | WorkflowInputError | InferenceInputError | RetrievalInputError
-    )
+    """Bad input, a spent budget and a lost journal stay what they are however often tried."""
+    return not isinstance(error, _FINAL)
 
 
 def _plain_step(scope: Scope, plan: NodePlan) -> Callable[..., Any]:

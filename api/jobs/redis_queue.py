@@ -260,7 +260,10 @@ class RedisQueue:
     ) -> Job:
         """The job when it rests; raises TimeoutError."""
         await self._script.record(job_id, tenant)
-        latest = await self.client.xrevrange(self._script.key("events", job_id), count=1)
+        try:
+            latest = await self.client.xrevrange(self._script.key("events", job_id), count=1)
+        except FAILURES as error:
+            raise unavailable(error, self.url) from None
         after = latest[0][0] if latest else "0"
         async with asyncio.timeout(seconds), aclosing(self.events(job_id, after=after)) as events:
             async for _ in events:

@@ -193,6 +193,8 @@ class Worker:
                 if not away:
                     log.warning("%s; trying again", error)
                 away = True
+            except Exception:
+                log.exception("a round of the janitor broke off; the next one follows")
             await asyncio.sleep(TEND_SECONDS)
 
     async def _listen(self) -> None:
@@ -213,11 +215,14 @@ class Worker:
                         )
                         if notice is not None:
                             await self._heed(notice["data"])
-            except FAILURES:
-                await asyncio.sleep(AGAIN_SECONDS)
             except asyncio.CancelledError:
                 await client.aclose()
                 raise
+            except FAILURES:
+                await asyncio.sleep(AGAIN_SECONDS)
+            except Exception:
+                log.exception("notices broke off; they are listened to again")
+                await asyncio.sleep(AGAIN_SECONDS)
 
     async def _heed(self, notice: str) -> None:
         what, _, job_id = notice.partition(" ")

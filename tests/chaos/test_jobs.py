@@ -134,6 +134,41 @@ def test_a_running_generation_is_cancelled_within_two_seconds_and_once(tmp_path:
     assert sum(state in {s.value for s in TERMINAL} for state in states) == 1
 
 
+def test_a_generation_whose_worker_was_killed_goes_on_behind_its_last_token(
+    tmp_path: Path,
+) -> None:
+    model = checkpoint(tmp_path / "model", context=100_000, endless=True)
+    inputs = {"question": "Why?", "max_tokens": 1500}
+    order = RunOrder("closed_book", inputs, model=str(model), seed=7)
+
+    async def work(place: Site) -> tuple[Job, Job, list[int]]:
+        with Fleet(place, 1) as fleet:
+            async with RedisQueue.open(place.settings) as queue:
+                unharmed = await queue.submit(prepare(order))
+                whole = await queue.wait(unharmed.id, seconds=120)
+                job = await queue.submit(prepare(order))
+                async for event in queue.events(job.id):
+                    if event.data["type"] == "tokens_produced":
+                        break
+                fleet.kill(fleet.pids[0])
+                fleet.start()
+                done = await queue.wait(job.id, seconds=120)
+                told = [event.data async for event in queue.events(job.id)]
+        decoded: list[int] = []
+        for data in told:
+            if data["type"] == "tokens_produced":
+                assert data["at"] == len(decoded), "no token is decoded twice, none is left out"
+                decoded += data["token_ids"]
+        return whole, done, decoded
+
+    with site(tmp_path, lease=LEASE) as place:
+        whole, done, decoded = asyncio.run(work(place))
+    assert (whole.attempt, done.attempt, len(decoded)) == (1, 2, 1500)
+    assert whole.result is not None and done.result is not None
+    assert done.result["outputs"] == whole.result["outputs"]
+    assert done.result["usage"]["completion_tokens"] == 1500
+
+
 async def _progress(queue: RedisQueue, job_id: str, steps: int) -> None:
     """Return when the job has done some steps."""
     async for event in queue.events(job_id):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pickle
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -42,9 +41,13 @@ TARGETS = [
 ]
 
 
-class _Boom:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return __import__, (CANARY,)
+# What pickle would run: import the canary, or call os.system. Written out, so that no test pickles.
+PICKLED = [
+    b"cbuiltins\n__import__\n(V" + CANARY.encode() + b"\ntR.",
+    b"\x80\x02cbuiltins\n__import__\nX\x0e\x00\x00\x00" + CANARY.encode() + b"\x85R.",
+    b"\x80\x04\x8c\x0e" + CANARY.encode() + b"\x8c\x04Boom\x93)R.",
+    b"cos\nsystem\n(Vtouch hostile\ntR.",
+]
 
 
 def blobs() -> list[tuple[str, bytes]]:
@@ -68,7 +71,7 @@ def blobs() -> list[tuple[str, bytes]]:
         legacy = {"lc": 1, "type": "constructor", "id": path, "kwargs": {"x": "y"}}
         for value in (constructor, method, legacy):
             found.append(("json", json.dumps(value).encode()))
-    found += [("pickle", pickle.dumps(_Boom(), protocol)) for protocol in range(2, 6)]
+    found += [("pickle", blob) for blob in PICKLED]
     good = strict_serializer().dumps_typed({"v": 4, "channel_values": {"n": [1, {"a": "b"}]}})
     found += [(good[0], good[1][:size]) for size in range(0, len(good[1]), 6)]
     deep = b"\x91" * 100_000 + b"\xc0"

@@ -44,6 +44,16 @@ limits: {steps: 5000}
 """
 
 
+APPROVE = """
+name: approve
+inputs: {draft: {type: string}}
+nodes:
+  review: {use: interrupt, with: {ask: "${inputs.draft}", choices: [publish, drop]}}
+edges: [{from: start, to: review}, {from: review, to: end}]
+outputs: {verdict: "${state.answer}"}
+"""
+
+
 class Served:
     """A process of `ragwright serve`; `url` is where it answers."""
 
@@ -150,6 +160,7 @@ def test_from_nothing_to_a_run_and_back(tmp_path: Path) -> None:
                 assert "event: end" in list(answer.iter_lines())
             ended = client.get(f"/v1/runs/{run}").json()
             assert (ended["state"], ended["result"]["outputs"]) == ("completed", {"n": 3})
+            a_person_decides(client, first)
             worker.kill()
             [other] = until(lambda: [w for w in first.workers() if w != worker], first.log)
             assert "SIGKILL" in first.log()
@@ -161,8 +172,25 @@ def test_from_nothing_to_a_run_and_back(tmp_path: Path) -> None:
         assert not other.is_running() and running_url(tmp_path / "redis") is None
     with served(tmp_path, "--embedded", "--workers", "0") as second, second.client() as client:
         assert (tmp_path / "api-key").stat().st_mtime == key.st_mtime
-        assert {row["id"] for row in client.get("/v1/runs").json()["data"]} == {run, again}
+        assert {row["id"] for row in client.get("/v1/runs").json()["data"]} > {run, again}
         assert second.workers() == []
+
+
+def a_person_decides(client: httpx2.Client, server: Served) -> None:
+    """An uploaded workflow asks, is answered wrongly, then rightly, and goes on."""
+    upload = {"name": "approve", "text": APPROVE}
+    assert client.post("/v1/workflows", json=upload).status_code == 201
+    order = {"workflow": "approve", "inputs": {"draft": "Dear all"}}
+    path = "/v1/runs/" + client.post("/v1/runs", json=order).json()["id"]
+    until(lambda: client.get(path).json()["state"] == "waiting", server.log)
+    [ask] = client.get(path).json()["asks"]
+    assert (ask["node"], ask["ask"], ask["choices"]) == ("review", "Dear all", ["publish", "drop"])
+    wrong = client.post(path + "/resume", json={"answers": {"nobody": "publish"}})
+    assert wrong.status_code == 422
+    answers = {"answers": {ask["id"]: "publish"}}
+    assert client.post(path + "/resume", json=answers).status_code == 200
+    until(lambda: client.get(path).json()["state"] == "completed", server.log)
+    assert client.get(path).json()["result"]["outputs"] == {"verdict": "publish"}
 
 
 def test_a_server_that_is_told_to_stop_finishes_what_it_began(tmp_path: Path) -> None:
