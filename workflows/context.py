@@ -177,13 +177,12 @@ class StepContext:
         self._charge(output.usage)
         stats = output.stats.to_dict()
         self.stats.append(stats)
-        resources = self.scope.resources
         self.scope.emit(
             ModelCalled(
                 self.scope.path + self.node,
                 self.task,
                 call.number,
-                resources.overrides.engine or self.scope.spec.resources[call.resource].use,
+                self.scope.resources.engine_name(call.resource),
                 call.engine.model,
                 asdict(request.sampling),
                 output.finish_reason.value,
@@ -191,6 +190,7 @@ class StepContext:
                 seconds,
                 output.usage,
                 stats,
+                "text_completion" if request.messages is None else "chat",
             )
         )
 
@@ -233,7 +233,7 @@ class StepContext:
             Retrieved(
                 self.scope.path + self.node,
                 self.task,
-                self.scope.spec.resources[name].use,
+                self.scope.resources.retriever_name(name),
                 len(queries),
                 depth,
                 sum(map(len, hits)),

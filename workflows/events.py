@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from inference import Usage
 
@@ -94,6 +94,7 @@ class ModelCalled(Event):
     seconds: float
     usage: Usage
     stats: Mapping[str, Any]
+    operation: Literal["chat", "text_completion"] = "chat"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON object."""

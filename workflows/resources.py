@@ -64,10 +64,16 @@ class ResourcePool:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the caller puts in place of the file's choices."""
+    """What the caller puts in place of the file's choices.
 
-    engine: str | None = None
+    An engine or retriever that is given open stands in for all of the file, and stays its owner's
+    to close; `graph` does so for those that search a graph.
+    """
+
+    engine: str | EngineConfig | Engine | None = None
     model: str | None = None
+    retriever: Retriever | None = None
+    graph: Retriever | None = None
 
 
 class Resources:
@@ -92,9 +98,15 @@ class Resources:
             row = RETRIEVERS.get(resource.use) or GRAPH_RETRIEVERS.get(resource.use)
             if row is not None:
                 self.retrievers[name] = _configure(row, name, resource.options)
-                self._folder(name)
+                if self._open(name) is None:
+                    self._folder(name)
             else:
                 self.engines[name] = self._engine_config(name, resource)
+
+    def _open(self, name: str) -> Retriever | None:
+        """The open retriever that stands in for one of the file, if one was given."""
+        walks = self.spec.resources[name].use in GRAPH_RETRIEVERS
+        return self.overrides.graph if walks else self.overrides.retriever
 
     def _folder(self, name: str) -> Path:
         """The index or graph that a retriever searches; raises WorkflowInputError without one."""
@@ -110,7 +122,10 @@ class Resources:
         return folder
 
     def _engine_config(self, name: str, resource: ResourceSpec) -> EngineConfig:
-        use = self.overrides.engine or resource.use
+        given = self.overrides.engine
+        if isinstance(given, EngineConfig):
+            return given
+        use = given if isinstance(given, str) else resource.use
         if use not in ENGINES:
             raise WorkflowInputError(f"unknown engine {use!r}; {nearest(use, ENGINES)}")
         options = resource.options if use == resource.use else {}
@@ -121,11 +136,32 @@ class Resources:
 
     async def engine(self, name: str) -> Engine:
         """The engine resource of this name."""
+        if isinstance(self.overrides.engine, Engine):
+            return self.overrides.engine
         return await self.pool.engine(self.engines[name])
+
+    def engine_name(self, name: str) -> str:
+        """Row of the engine table behind an engine resource; of one from elsewhere, its class."""
+        given = self.overrides.engine
+        if isinstance(given, str) or given is None:
+            return given or self.spec.resources[name].use
+        if isinstance(given, EngineConfig):
+            rows = (row for row, kind in ENGINES.items() if kind is type(given))
+        else:
+            home = type(given).__module__
+            rows = (row for row in ENGINES if home.startswith(f"inference.{row}."))
+        return next(rows, type(given).__name__)
+
+    def retriever_name(self, name: str) -> str:
+        """Row of the retriever table behind a retriever resource; of an open one, its class."""
+        given = self._open(name)
+        return self.spec.resources[name].use if given is None else type(given).__name__
 
     async def retriever(self, name: str) -> Retriever:
         """The retriever resource of this name."""
-        return await self.pool.retriever(self.retrievers[name], self._folder(name))
+        return self._open(name) or await self.pool.retriever(
+            self.retrievers[name], self._folder(name)
+        )
 
     async def open(self) -> None:
         """Open everything now, so that a bad model or index is refused before a run begins.

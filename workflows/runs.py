@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class RunOrder:
     budget: Mapping[str, float] | None = None
     run_id: str | None = None
     tenant: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(order: RunOrder, progress: Progress | None = None) -> RunManifest:
@@ -80,6 +82,7 @@ def prepare(order: RunOrder, progress: Progress | None = None) -> RunManifest:
         versions={name: _version(name) for name in VERSIONED},
         files=workflow.texts(),
         tenant=order.tenant,
+        trace=order.trace,
     )
 
 
@@ -131,19 +134,17 @@ async def start_run(
     sinks: Sequence[Sink] = (),
     stream_text: bool = False,
     progress: Progress | None = None,
+    pool: ResourcePool | None = None,
 ) -> RunResult:
     """Check an order, then run it in a folder of its own; a bad order leaves no run behind.
 
-    `progress` hears how far the indexing of `order.docs` is.
+    `progress` hears how far the indexing of `order.docs` is. A `pool` that is given stays open.
     """
     manifest = prepare(order, progress)
-    pool = ResourcePool()
-    try:
-        await _resources(workflow_of(manifest), manifest, pool)
+    with _pool(pool) as shared:
+        await _resources(workflow_of(manifest), manifest, shared)
         folder = RunFolder.create(manifest)
-        return await _perform_here(folder, manifest, pool, sinks, stream_text)
-    finally:
-        pool.close()
+        return await _perform_here(folder, manifest, shared, sinks, stream_text)
 
 
 async def resume_run(
@@ -151,16 +152,19 @@ async def resume_run(
     budget: Mapping[str, float] | None = None,
     sinks: Sequence[Sink] = (),
     stream_text: bool = False,
-    answers: Sequence[str] = (),
+    answers: Sequence[str] | Mapping[str, Any] = (),
+    pool: ResourcePool | None = None,
 ) -> RunResult:
     """Go on with a run at its last finished step; a completed run gives its result again.
 
-    `answers` are texts `[ID=]ANSWER` for what the run waits for. Raises BadAnswer, and
-    WorkflowInputError if the workflow or the index is no longer what it was.
+    `answers` are texts `[ID=]ANSWER` for what the run waits for, or values by id. A `pool` that is
+    given stays open. Raises BadAnswer, and WorkflowInputError if the workflow or the index is no
+    longer what it was.
     """
     folder = RunFolder.existing(run_id)
     done = folder.result() or {}
-    given = read_answers(done.get("asks", ()), answers)
+    if not isinstance(answers, Mapping):
+        answers = read_answers(done.get("asks", ()), answers)
     if done.get("status") == RunStatus.COMPLETED:
         return RunResult(**{**done, "status": RunStatus.COMPLETED})
     manifest = folder.manifest()
@@ -170,9 +174,21 @@ async def resume_run(
             "restore it or start another run"
         )
     manifest = replace(manifest, budget={**(manifest.budget or {}), **(budget or {})})
+    with _pool(pool) as shared:
+        return await _perform_here(
+            folder, manifest, shared, sinks, stream_text, answers, resumed=True
+        )
+
+
+@contextmanager
+def _pool(given: ResourcePool | None) -> Iterator[ResourcePool]:
+    """The caller's pool, or one that is closed in the end."""
+    if given is not None:
+        yield given
+        return
     pool = ResourcePool()
     try:
-        return await _perform_here(folder, manifest, pool, sinks, stream_text, given, resumed=True)
+        yield pool
     finally:
         pool.close()
 

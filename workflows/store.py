@@ -43,7 +43,8 @@ class RunManifest:
     """What a run was started with.
 
     `files` holds the text of the workflow and of every one it calls, by keys that mean the same
-    on any host (`workflows.shelves`); `workflow_file` is where the main one was found.
+    on any host (`workflows.shelves`); `workflow_file` is where the main one was found. `trace` is
+    the W3C trace context of whoever asked for the run.
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class RunManifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     tenant: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 def require_run_id(run_id: str) -> str:

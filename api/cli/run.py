@@ -39,6 +39,7 @@ def run(workflow: str | None, **options: Any) -> None:
     """
     import asyncio
 
+    from api import telemetry
     from api.cli.account import Account
     from api.cli.progress import build_progress
     from workflows.errors import WorkflowInputError
@@ -52,10 +53,12 @@ def run(workflow: str | None, **options: Any) -> None:
         raise WorkflowInputError("--docs and --index name two sources; give one of them")
     as_json, trace = options.pop("as_json"), options["trace"]
     account = Account(quiet=as_json)
-    sinks: list[Any] = [account]
+    telemetry.setup()
+    sinks: list[Any] = [account, telemetry.sink()]
     handle = _open_trace(trace) if trace is not None else None
     with ExitStack() as closing:
         closing.callback(account.close)
+        closing.callback(telemetry.shutdown)
         if handle is not None:
             closing.callback(handle.close)
             sinks.append(_trace_sink(handle))

@@ -28,6 +28,7 @@ def worker(threads: int, queues: str) -> None:
     import asyncio
     import logging
 
+    from api import telemetry
     from api.cli.queues import queue_url, settings_of
     from api.jobs.redis_queue import RedisQueue
     from api.jobs.worker import Worker, serve
@@ -40,9 +41,13 @@ def worker(threads: int, queues: str) -> None:
 
     async def work() -> None:
         async with RedisQueue.open(settings, url) as queue:
-            await serve(Worker(queue, threads=threads, queues=names))
+            await serve(Worker(queue, threads=threads, queues=names, traced=telemetry.traced))
 
-    asyncio.run(work())
+    telemetry.setup(settings)
+    try:
+        asyncio.run(work())
+    finally:
+        telemetry.shutdown()
 
 
 def _queues(text: str) -> list[str]:

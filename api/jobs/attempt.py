@@ -6,7 +6,8 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 Reason = Literal["cancel", "drain", "fenced"]
 T = TypeVar("T")
 
-Traced = Callable[[], AbstractContextManager[Sink]]
-"""Gives a sink that hears one attempt, from its begin to its end."""
+Traced = Callable[[Mapping[str, str]], AbstractContextManager[Sink]]
+"""Gives a sink that hears one attempt, from its begin to its end, for a W3C trace context."""
 
 LOOK_SECONDS = 0.25
 """Time between looks at the cancel flag."""
@@ -138,8 +139,7 @@ class Attempt:
             raise
         except Exception as error:
             problem, again = _problem(error), not isinstance(error, BAD_INPUT)
-            defect = not hasattr(error, "code")
-            log.warning("job %s broke off: %s", claim.job.id, error, exc_info=defect)
+            log.warning("job %s broke off: %s", claim.job.id, self._said(error))
             return await self._insist(lambda: queue.give_up(claim, problem, retry=again))
         if self._reason == "fenced":
             raise Fenced(f"job {claim.job.id} was taken over from claim {claim.fence}")
@@ -147,6 +147,17 @@ class Attempt:
         if self._reason == "drain" and cut:
             return await self._insist(lambda: queue.release(claim))
         return await self._conclude(_cancelled(claim) if result is None else result.to_dict())
+
+    def _said(self, error: Exception) -> str:
+        """What the log may hold: a message may quote a document, so only where that is asked.
+
+        The owner finds it in the job's record.
+        """
+        code = getattr(error, "code", None)
+        text = code if isinstance(code, str) else type(error).__name__
+        if code is None:  # a defect of ours
+            text += "\n" + "".join(traceback.format_tb(error.__traceback__))
+        return f"{text}: {error}" if self._queue.settings.log_content else text
 
     async def _conclude(self, result: dict[str, Any]) -> Job:
         """What follows from a result; a failure that may pass is worth another try."""
@@ -179,7 +190,7 @@ class Attempt:
         if self._claim.fence > 1:
             past = past_of(await self._insist(lambda: self._queue.history(job.id)))
         keeping = Keeping(self._journal, self._saver, past, self._claim.answers)
-        with self._traced() as sink:
+        with self._traced(manifest.trace) as sink:
             return await perform(
                 manifest, self._pool, keeping, sinks=(sink,), stream_text=True, tenant=job.tenant
             )

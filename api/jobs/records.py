@@ -86,9 +86,9 @@ def manifest_text(manifest: RunManifest, most: int) -> str:
 
 
 def digest(manifest: RunManifest, priority: str, max_attempts: int) -> str:
-    """Hash of what was ordered: two orders with one are the same."""
+    """Hash of what was ordered: two orders with one are the same, whoever traces them."""
     facts = asdict(manifest)
-    del facts["run_id"], facts["versions"]
+    del facts["run_id"], facts["versions"], facts["trace"]
     return _hash([facts, priority, max_attempts])
 
 

@@ -53,7 +53,7 @@ class Worker:
         *,
         threads: int = 4,
         queues: Sequence[str] = PRIORITIES,
-        traced: Traced = lambda: nullcontext(_unheard),
+        traced: Traced = lambda trace: nullcontext(_unheard),
     ) -> None:
         self.queue = queue
         self.name = f"{socket.gethostname()}:{os.getpid()}"

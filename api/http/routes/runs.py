@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Header, Path, Query, Response
+from fastapi import Header, Path, Query, Request, Response
 
+from api import telemetry
 from api.http import sse
 from api.http.deps import CallerDep, ServiceDep, need
 from api.http.errors import ApiError, documented
@@ -36,15 +38,18 @@ IdempotencyKey = Annotated[
 @router.post("/v1/runs", status_code=202, responses=documented(404, 409))
 async def submit_run(
     order: RunRequest,
+    request: Request,
     service: ServiceDep,
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """Accept a run, which survives any kill from then on.
 
-    The same `Idempotency-Key` gives the same run again, and 409 with another body.
+    The same `Idempotency-Key` gives the same run again, and 409 with another body. A W3C
+    `traceparent` becomes the parent of the run's spans.
     """
     manifest = await asyncio.to_thread(manifest_of, service, caller, order)
+    manifest = replace(manifest, trace=telemetry.carrier(request.headers))
     job = await service.queue.submit(
         manifest,
         tenant=caller.tenant,

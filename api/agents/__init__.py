@@ -1,0 +1,19 @@
+"""Agents: workflows as Python objects, with typed inputs and results."""
+
+from api.agents.agent import Agent, AgentOptions
+from api.agents.library import AGENTS, AutoRAG, ClosedBook, NaiveRAG
+from api.agents.results import AgentResult, Ask, Citation, RunFailed, Step
+
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "AgentOptions",
+    "AgentResult",
+    "Ask",
+    "AutoRAG",
+    "Citation",
+    "ClosedBook",
+    "NaiveRAG",
+    "RunFailed",
+    "Step",
+]

@@ -1,0 +1,116 @@
+"""One class per shipped workflow: what it takes, what it gives, and where it comes from."""
+
+from __future__ import annotations
+
+from api.agents.agent import Agent
+from api.agents.verbs import given, verbs
+
+
+class AutoRAG(Agent):
+    """Auto-RAG: the model decides in a dialogue what to search for and when to answer.
+
+    Source: Tian Yu, Shaolei Zhang, Yang Feng, "Auto-RAG: Autonomous Retrieval-Augmented Generation
+    for Large Language Models", arXiv 2411.19443. Passages that were read are never shown again;
+    when retrieval is used up, the model recalls from memory, and last it is asked the bare
+    question. Deviations from the paper: `repeat_guard` and `demonstrations`.
+
+    Needs documents (`docs` or `retriever`) and an engine that can chat. Outputs: `answer`,
+    `citations` (every passage read), `ending` (phase in which it ended), `grounded` (whether a
+    passage read contains the answer), `rounds`, `parametric_rounds`, `malformed_turns` (counts),
+    `queries`.
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "auto_rag"
+
+    @staticmethod
+    @given
+    def inputs(
+        question: str,
+        *,
+        max_rounds: int = 5,
+        max_parametric_rounds: int = 5,
+        passages_per_round: int = 3,
+        turn_tokens: int = 200,
+        parametric_turn_tokens: int = 150,
+        recall_tokens: int = 200,
+        closing_tokens: int = 100,
+        repeat_guard: bool = True,
+        demonstrations: int = 2,
+    ) -> None:
+        """Inputs of Auto-RAG.
+
+        - `question`: what to answer.
+        - `max_rounds`: retrieval rounds, 1 to 50 (T of the paper).
+        - `max_parametric_rounds`: rounds of recall from memory, 0 to 50 (T_PK of the paper).
+        - `passages_per_round`: unseen passages read per round, 1 to 50 (m of the paper).
+        - `turn_tokens`, `parametric_turn_tokens`: most tokens of a turn in the two phases.
+        - `recall_tokens`: most tokens of a passage from memory.
+        - `closing_tokens`: most tokens of the closing answer.
+        - `repeat_guard`: a repeated query forces the phase of memory.
+        - `demonstrations`: example dialogues, 0 to 2, for a model not trained for the format.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
+class NaiveRAG(Agent):
+    """Retrieve once, read, answer: the baseline that agentic methods are compared with.
+
+    Source: retrieve-then-read in the manner of Lewis et al., "Retrieval-Augmented Generation for
+    Knowledge-Intensive NLP Tasks", arXiv 2005.11401, with nothing trained.
+
+    Needs documents (`docs` or `retriever`) and an engine that can chat. Outputs: `answer`,
+    `citations` (the passages read).
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "naive_rag"
+
+    @staticmethod
+    @given
+    def inputs(question: str, *, k: int = 3, max_tokens: int = 64) -> None:
+        """Inputs of retrieve-then-read.
+
+        - `question`: what to answer; it is the query too.
+        - `k`: passages read, 1 to 50.
+        - `max_tokens`: most tokens of the answer.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
+class ClosedBook(Agent):
+    """Answer from the model's memory alone: the baseline without documents.
+
+    Source: closed-book question answering as in Roberts, Raffel, Shazeer, "How Much Knowledge Can
+    You Pack Into the Parameters of a Language Model?", arXiv 2002.08910, without fine-tuning.
+
+    Needs an engine that can chat, and takes no documents. Outputs: `answer`, `citations` (always
+    empty).
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "closed_book"
+
+    @staticmethod
+    @given
+    def inputs(question: str, *, max_tokens: int = 64) -> None:
+        """Inputs of a closed-book answer.
+
+        - `question`: what to answer.
+        - `max_tokens`: most tokens of the answer.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
+AGENTS: dict[str, type[Agent]] = {
+    "auto_rag": AutoRAG,
+    "closed_book": ClosedBook,
+    "naive_rag": NaiveRAG,
+}
+"""Shipped workflow -> its class."""
