@@ -70,6 +70,7 @@ class StepContext:
             grammar=None if spec is None else spec.build(),
             adapters=node.adapters,
             kv=node.policy(),
+            tenant=self.scope.tenant,
         )
         if self.scope.meter.tokens_left() is not None:
             room = self.scope.meter.require_tokens(engine.count_tokens(request))

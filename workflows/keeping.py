@@ -24,6 +24,12 @@ class Fenced(WorkflowError):
     code = "fenced"
 
 
+class NotKept(WorkflowError):
+    """What the run did could not be written down; it stopped, and can be resumed."""
+
+    code = "not_kept"
+
+
 class Journal(Protocol):
     """A sink that writes down what a run did; also the run's token journal."""
 

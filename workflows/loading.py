@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from inference.suggest import nearest
@@ -15,10 +14,20 @@ from workflows.errors import InvalidWorkflow, WorkflowInputError
 from workflows.expressions import Expression, ExpressionError, Template
 from workflows.inputs import check_inputs, parse_input, value_problem
 from workflows.schema import WorkflowSpec
-from workflows.source import Tree, parse_yaml, read_source
+from workflows.shelves import (
+    SHIPPED,
+    SUFFIXES,
+    Disk,
+    Shelf,
+    key_of_child,
+    library,
+    shipped_workflows,
+    unknown,
+)
+from workflows.source import Tree, parse_yaml
 from workflows.validate import validate
 
-__all__ = ["Workflow", "load_workflow", "parse_input", "shipped_workflows"]
+__all__ = ["Workflow", "load_from", "load_workflow", "parse_input", "shipped_workflows"]
 
 MAX_DEPTH = 5
 """Deepest chain of workflows that call each other."""
@@ -26,16 +35,16 @@ MAX_DEPTH = 5
 CALL = "workflow"
 """The node kind whose options name another workflow and its inputs."""
 
-_SUFFIXES = (".yaml", ".yml")
-
 
 @dataclass(frozen=True)
 class Workflow:
     """A checked workflow with everything compiled that can be before it runs.
 
     `conditions` is aligned with `spec.edges`; `children` holds the sub-workflows by node name.
+    `key` names it independent of the host (`workflows.shelves`).
     """
 
+    key: str
     spec: WorkflowSpec
     file: str
     text: str = field(repr=False)
@@ -49,10 +58,13 @@ class Workflow:
     children: Mapping[str, Workflow] = field(repr=False)
 
     @classmethod
-    def compile(cls, tree: Tree, spec: WorkflowSpec, children: dict[str, Workflow]) -> Workflow:
+    def compile(
+        cls, key: str, tree: Tree, spec: WorkflowSpec, children: dict[str, Workflow]
+    ) -> Workflow:
         """Compile the expressions of a file that has no faults."""
         nodes = spec.nodes
         return cls(
+            key=key,
             spec=spec,
             file=tree.file,
             text=tree.text,
@@ -80,10 +92,12 @@ class Workflow:
         """Inputs with defaults filled in; raises WorkflowInputError naming every problem."""
         return check_inputs(self.spec.name, self.spec.inputs, given)
 
-
-def shipped_workflows() -> list[str]:
-    """Names of the workflows in the package, sorted."""
-    return sorted(path.stem for path in _library().glob("*.yaml"))
+    def texts(self) -> dict[str, str]:
+        """The text of this workflow and of every one it calls, by key."""
+        found = {self.key: self.text}
+        for child in self.children.values():
+            found |= child.texts()
+        return found
 
 
 def load_workflow(name_or_path: str | Path, *, tables: Tables | None = None) -> Workflow:
@@ -91,47 +105,45 @@ def load_workflow(name_or_path: str | Path, *, tables: Tables | None = None) -> 
 
     A text without a folder or a .yaml suffix is a shipped name, anything else a path.
     """
-    return _Loader(tables or Tables.default()).load(locate(name_or_path), ())
+    key, folder = locate(name_or_path)
+    return _Loader(Disk(folder, key), tables or Tables.default()).load(key, ())
 
 
-def locate(name_or_path: str | Path, folder: Path | None = None) -> Path:
-    """The file that a name or path means; relative paths start at `folder`."""
+def load_from(shelf: Shelf, key: str, *, tables: Tables | None = None) -> Workflow:
+    """Read and check the workflow of a key, and those it calls, from one shelf."""
+    return _Loader(shelf, tables or Tables.default()).load(key, ())
+
+
+def locate(name_or_path: str | Path) -> tuple[str, Path]:
+    """The key that a name or path means, and the folder to which it is relative."""
     text = str(name_or_path)
-    if isinstance(name_or_path, str) and text in shipped_workflows():
-        return _library() / f"{text}.yaml"
-    path = (folder or Path()) / name_or_path
     named = isinstance(name_or_path, str) and Path(text).name == text
-    if named and not text.endswith(_SUFFIXES) and (folder is not None or not path.is_file()):
-        hint = nearest(text, shipped_workflows())
-        raise WorkflowInputError(
-            f"unknown workflow {text!r}; {hint} "
-            "(`ragwright workflows list` shows all; a path to a .yaml file works too)"
-        )
-    return path
-
-
-def _library() -> Path:
-    return Path(str(files("workflows"))) / "library"
+    if named and text in shipped_workflows():
+        return SHIPPED + text, library()
+    path = Path(name_or_path)
+    if named and not text.endswith(SUFFIXES) and not path.is_file():
+        raise unknown(text)
+    return path.name, path.parent
 
 
 class _Loader:
     """Loads a workflow and, depth first, the workflows that it calls."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, shelf: Shelf, tables: Tables) -> None:
+        self.shelf = shelf
         self.tables = tables
 
-    def load(self, path: Path, callers: tuple[Path, ...]) -> Workflow:
-        """The workflow in a file; `callers` are the files that led here."""
-        tree = parse_yaml(read_source(path), str(path))
-        chain = (*callers, path.resolve())
+    def load(self, key: str, callers: tuple[str, ...]) -> Workflow:
+        """The workflow of a key; `callers` are the keys that led here."""
+        tree = parse_yaml(self.shelf.text(key), self.shelf.label(key))
 
         def children(draft: Draft) -> dict[str, Workflow]:
-            return self._children(draft, path.parent, chain)
+            return self._children(draft, (*callers, key))
 
         spec, loaded = validate(tree, self.tables, children)
-        return Workflow.compile(tree, spec, loaded)
+        return Workflow.compile(key, tree, spec, loaded)
 
-    def _children(self, draft: Draft, folder: Path, chain: tuple[Path, ...]) -> dict[str, Workflow]:
+    def _children(self, draft: Draft, chain: tuple[str, ...]) -> dict[str, Workflow]:
         children: dict[str, Workflow] = {}
         for node_name, node in draft.nodes.items():
             if node is None or node.use != CALL or draft.kind(node) is None:
@@ -145,7 +157,7 @@ class _Loader:
                     message = "the name of a sub-workflow cannot be an expression; write it out"
                     draft.add(place, "expression_not_allowed", message)
                     continue
-                child = self._child(name, folder, chain)
+                child = self._child(name, chain)
             except ExpressionError:
                 continue
             except InvalidWorkflow as error:
@@ -160,21 +172,15 @@ class _Loader:
                 _check_child_inputs(draft, node_name, node.options.get("inputs", {}), child)
         return children
 
-    def _child(self, name: str, folder: Path, chain: tuple[Path, ...]) -> Workflow:
-        path = locate(name, folder)
-        resolved = path.resolve()
-        shipped = resolved.parent == _library().resolve()
-        if not shipped and not resolved.is_relative_to(folder.resolve()):
-            raise WorkflowInputError(
-                f"the sub-workflow {name!r} lies outside the folder of the file that calls it; "
-                "move it there"
-            )
-        if resolved in chain:
-            circle = " -> ".join(step.stem for step in (*chain[chain.index(resolved) :], resolved))
+    def _child(self, name: str, chain: tuple[str, ...]) -> Workflow:
+        key = key_of_child(name, chain[-1])
+        if key in chain:
+            stems = [PurePath(step.removeprefix(SHIPPED)).stem for step in (*chain, key)]
+            circle = " -> ".join(stems[chain.index(key) :])
             raise WorkflowInputError(f"the workflows call each other in a circle: {circle}")
         if len(chain) >= MAX_DEPTH:
             raise WorkflowInputError(f"workflows call each other more than {MAX_DEPTH} deep")
-        return self.load(path, chain)
+        return self.load(key, chain)
 
 
 def _check_child_inputs(draft: Draft, node: str, given: Any, child: Workflow) -> None:

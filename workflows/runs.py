@@ -1,4 +1,4 @@
-"""Start and resume runs on this host: folder, lock, journal, checkpoints, resources."""
+"""Runs from an order to a result: prepared, performed wherever, kept on this host."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from inference.models.manifest import sha256
 from retrieval.build import Progress
 from retrieval.cache import index_for_docs
 from retrieval.manifest import read_manifest
-from workflows.checkpoints import sqlite_saver
+from workflows.checkpoints import JournalFirst, sqlite_saver
 from workflows.errors import WorkflowInputError
 from workflows.events import Sink
-from workflows.loading import Workflow, load_workflow, parse_input, shipped_workflows
+from workflows.keeping import Keeping
+from workflows.loading import Workflow, load_from, load_workflow, parse_input
 from workflows.resources import Overrides, ResourcePool, Resources, retrieves
 from workflows.runtime import RunOptions, RunResult, RunStatus, execute
 from workflows.scope import budget_of
-from workflows.store import RunFolder, RunManifest
+from workflows.shelves import SHIPPED, Bundle, shipped_workflows
+from workflows.store import RunFolder, RunManifest, require_run_id
 
 VERSIONED = ("ragwright", "torch", "transformers", "langgraph", "faiss-cpu", "bm25s")
 
@@ -41,17 +43,14 @@ class RunOrder:
     seed: int = 0
     budget: Mapping[str, float] | None = None
     run_id: str | None = None
+    tenant: str = ""
 
 
-async def start_run(
-    order: RunOrder,
-    sinks: Sequence[Sink] = (),
-    stream_text: bool = False,
-    progress: Progress | None = None,
-) -> RunResult:
-    """Check an order, then run it with checkpoints; no run is begun if the order is bad.
+def prepare(order: RunOrder, progress: Progress | None = None) -> RunManifest:
+    """Check everything of an order that can be checked, and say what the run is made of.
 
-    `progress` hears how far the indexing of `order.docs` is.
+    `progress` hears how far the indexing of `order.docs` is. Raises WorkflowInputError and its
+    kin; nothing was begun then.
     """
     workflow = load_workflow(order.workflow)
     inputs = workflow.check_inputs({**order.inputs, **_read(workflow, order.texts)})
@@ -59,12 +58,12 @@ async def start_run(
         raise WorkflowInputError(
             f"workflow {workflow.spec.name!r} uses no graph; leave --graph {order.graph} out"
         )
-    overrides = Overrides(order.engine, order.model)
+    _budget(workflow, inputs, order.budget)
     index = _index(workflow, order, progress)
-    pool = ResourcePool()
-    resources = Resources(workflow.spec, pool, index=index, overrides=overrides)
-    manifest = RunManifest(
-        run_id=order.run_id or secrets.token_hex(6),
+    overrides = Overrides(order.engine, order.model)
+    Resources(workflow.spec, ResourcePool(), index=index, overrides=overrides)
+    return RunManifest(
+        run_id=require_run_id(order.run_id or secrets.token_hex(6)),
         workflow=workflow.spec.name,
         workflow_file=_lasting(order.workflow),
         workflow_sha256=workflow.sha256,
@@ -77,17 +76,68 @@ async def start_run(
         index_sha256=None if index is None else _fingerprint(index),
         budget=order.budget,
         versions={name: _version(name) for name in VERSIONED},
+        files=workflow.texts(),
+        tenant=order.tenant,
     )
+
+
+def workflow_of(manifest: RunManifest) -> Workflow:
+    """The workflow as it was submitted, whatever its file holds by now."""
+    named = manifest.workflow_file
+    key = SHIPPED + named if SHIPPED + named in manifest.files else Path(named).name
+    return load_from(Bundle(manifest.files), key)
+
+
+async def perform(
+    manifest: RunManifest,
+    pool: ResourcePool,
+    keeping: Keeping,
+    *,
+    sinks: Sequence[Sink] = (),
+    stream_text: bool = False,
+    tenant: str | None = None,
+) -> RunResult:
+    """One attempt at a run: begins it, or goes on at the last step that `keeping` holds.
+
+    `tenant` is whose caches it uses, by default the manifest's. Raises WorkflowInputError where
+    workflow, index, engine or answers cannot be used, Fenced where another attempt took over,
+    and NotKept where it could not be written down.
+    """
+    workflow = workflow_of(manifest)
+    inputs = workflow.check_inputs(manifest.inputs)
+    resources = await _resources(workflow, manifest, pool)
     options = RunOptions(
         manifest.run_id,
-        seed=order.seed,
-        budget=_budget(workflow, inputs, order.budget),
-        sinks=sinks,
+        seed=manifest.seed,
+        budget=_budget(workflow, inputs, manifest.budget),
+        sinks=(keeping.journal, *sinks),
         stream_text=stream_text,
+        past=keeping.past,
+        tenant=manifest.tenant if tenant is None else tenant,
     )
+    async with keeping.saver() as saver:
+        kept = JournalFirst(saver, keeping.journal)
+        result = await execute(workflow, inputs, resources, options, kept)
+    await keeping.journal.flush()
+    return result
+
+
+async def start_run(
+    order: RunOrder,
+    sinks: Sequence[Sink] = (),
+    stream_text: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Check an order, then run it in a folder of its own; a bad order leaves no run behind.
+
+    `progress` hears how far the indexing of `order.docs` is.
+    """
+    manifest = prepare(order, progress)
+    pool = ResourcePool()
     try:
-        await resources.open()
-        return await _work(RunFolder.create(manifest), workflow, inputs, resources, options)
+        await _resources(workflow_of(manifest), manifest, pool)
+        folder = RunFolder.create(manifest)
+        return await _perform_here(folder, manifest, pool, sinks, stream_text)
     finally:
         pool.close()
 
@@ -107,50 +157,49 @@ async def resume_run(
     if done is not None and done["status"] == RunStatus.COMPLETED:
         return RunResult(**{**done, "status": RunStatus.COMPLETED})
     manifest = folder.manifest()
-    workflow = load_workflow(manifest.workflow_file)
-    if workflow.sha256 != manifest.workflow_sha256:
+    if load_workflow(manifest.workflow_file).texts() != manifest.files:
         raise WorkflowInputError(
             f"workflow {manifest.workflow_file} changed since run {run_id} began; "
             "restore it or start another run"
         )
-    index = None if manifest.index is None else Path(manifest.index)
-    if index is not None and _fingerprint(index) != manifest.index_sha256:
-        raise WorkflowInputError(
-            f"index {index} changed since run {run_id} began; rebuild it as it was or start "
-            "another run"
-        )
-    overrides = Overrides(manifest.engine, manifest.model)
+    manifest = replace(manifest, budget={**(manifest.budget or {}), **(budget or {})})
     pool = ResourcePool()
-    resources = Resources(workflow.spec, pool, index=index, overrides=overrides)
-    inputs = workflow.check_inputs(manifest.inputs)
-    options = RunOptions(
-        run_id,
-        seed=manifest.seed,
-        budget=_budget(workflow, inputs, {**(manifest.budget or {}), **(budget or {})}),
-        sinks=sinks,
-        stream_text=stream_text,
-        past=folder.past(),
-    )
     try:
-        await resources.open()
-        return await _work(folder, workflow, inputs, resources, options)
+        return await _perform_here(folder, manifest, pool, sinks, stream_text, resumed=True)
     finally:
         pool.close()
 
 
-async def _work(
+async def _perform_here(
     folder: RunFolder,
-    workflow: Workflow,
-    inputs: Mapping[str, Any],
-    resources: Resources,
-    options: RunOptions,
+    manifest: RunManifest,
+    pool: ResourcePool,
+    sinks: Sequence[Sink],
+    stream_text: bool,
+    *,
+    resumed: bool = False,
 ) -> RunResult:
+    """One attempt, kept in the run's folder."""
     with folder.working() as journal:
-        options.sinks = (journal, *options.sinks)
-        async with sqlite_saver(folder.checkpoints) as saver:
-            result = await execute(workflow, inputs, resources, options, saver)
+        past = folder.past() if resumed else None
+        keeping = Keeping(journal, lambda: sqlite_saver(folder.checkpoints), past)
+        result = await perform(manifest, pool, keeping, sinks=sinks, stream_text=stream_text)
         folder.finish(result.to_dict())
         return result
+
+
+async def _resources(workflow: Workflow, manifest: RunManifest, pool: ResourcePool) -> Resources:
+    """Engines and retrievers of a run, opened; the index must still be what it was."""
+    index = None if manifest.index is None else Path(manifest.index)
+    if index is not None and _fingerprint(index) != manifest.index_sha256:
+        raise WorkflowInputError(
+            f"index {index} changed since run {manifest.run_id} began; rebuild it as it was or "
+            "start another run"
+        )
+    overrides = Overrides(manifest.engine, manifest.model)
+    resources = Resources(workflow.spec, pool, index=index, overrides=overrides)
+    await resources.open()
+    return resources
 
 
 def _budget(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -18,9 +17,10 @@ from workflows.compiler import compile_graph, initial_state
 from workflows.errors import WorkflowError
 from workflows.events import Event, RunFinished, RunStarted, Sink, StepFinished
 from workflows.expressions import Template
+from workflows.keeping import Fenced, NotKept
 from workflows.loading import Workflow
 from workflows.meter import BudgetExhausted, Meter
-from workflows.past import Past
+from workflows.past import Past, step_record
 from workflows.resources import Resources
 from workflows.scope import Scope, budget_of
 
@@ -70,6 +70,7 @@ class RunOptions:
     sinks: Sequence[Sink] = ()
     stream_text: bool = False
     past: Past | None = None
+    tenant: str = ""
 
 
 async def execute(
@@ -97,6 +98,8 @@ async def execute(
         limit = workflow.spec.limits.steps
         message = f"the graph did not end within {limit} steps; raise limits.steps or mend its loop"
         status, error = RunStatus.FAILED, {"code": "step_limit", "message": message}
+    except (Fenced, NotKept):
+        raise  # a result that is not kept, or another's to give, is no result
     except (WorkflowError, InferenceError, RetrievalError, InvalidUpdateError) as caught:
         status, error = RunStatus.FAILED, _error(caught)
     return run.finish(status, state or run.scope.last_state, error)
@@ -153,6 +156,7 @@ class _Run:
             seed=options.seed,
             emit=self.emit,
             stream_text=options.stream_text,
+            tenant=options.tenant,
         )
 
     def emit(self, event: Event) -> None:
@@ -213,13 +217,6 @@ class _Run:
         )
         self.emit(RunFinished(result.to_dict()))
         return result
-
-
-def step_record(event: Mapping[str, Any]) -> dict[str, Any]:
-    """A step_finished event as it stands in a result: ISO time, no event type."""
-    started = datetime.fromtimestamp(event["started_at"], UTC).isoformat()
-    kept = {k: v for k, v in event.items() if k not in ("type", "elapsed")}
-    return {**kept, "started_at": started}
 
 
 def mark_superseded(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ class Scope:
         stream_text: bool = False,
         path: str = "",
         task_path: str = "",
+        tenant: str = "",
     ) -> None:
         self.workflow = workflow
         self.spec = workflow.spec
@@ -97,6 +98,7 @@ class Scope:
         self.stream_text = stream_text
         self.path = path
         self.task_path = task_path
+        self.tenant = tenant
         self.last_state: State = {}
 
     async def step(
@@ -146,6 +148,7 @@ class Scope:
             stream_text=self.stream_text,
             path=f"{self.path}{node}/",
             task_path=f"{task}/",
+            tenant=self.tenant,
         )
 
     async def call_child(self, node: str, task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:

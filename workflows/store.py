@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 
 from inference.models import models_home
 from workflows.errors import WorkflowError, WorkflowInputError
-from workflows.events import Event, RunFinished, StepStarted, TextDelta
-from workflows.past import Past
-from workflows.runtime import step_record
+from workflows.events import Event, RunFinished, TextDelta
+from workflows.keeping import NotKept
+from workflows.past import Past, past_of
 
 KEPT_RUNS = 200
 """Runs kept on disk; the oldest finished ones beyond are removed."""
@@ -40,7 +40,11 @@ class RunBusy(WorkflowError):
 
 @dataclass(frozen=True)
 class RunManifest:
-    """What a run was started with."""
+    """What a run was started with.
+
+    `files` holds the text of the workflow and of every one it calls, by keys that mean the same
+    on any host (`workflows.shelves`); `workflow_file` is where the main one was found.
+    """
 
     run_id: str
     workflow: str
@@ -55,6 +59,18 @@ class RunManifest:
     index_sha256: str | None = None
     budget: Mapping[str, float] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
+
+
+def require_run_id(run_id: str) -> str:
+    """The id itself; raises WorkflowInputError unless it is safe as the name of a folder."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise WorkflowInputError(
+            f"run id {run_id!r} must consist of letters, digits, '_', '-' and '.', at most 128, "
+            "and begin with a letter or digit"
+        )
+    return run_id
 
 
 def runs_home() -> Path:
@@ -66,11 +82,7 @@ class RunFolder:
     """The folder of one run."""
 
     def __init__(self, run_id: str) -> None:
-        if not _RUN_ID.fullmatch(run_id):
-            raise WorkflowInputError(
-                f"run id {run_id!r} must consist of letters, digits, '_', '-' and '.'"
-            )
-        self.run_id = run_id
+        self.run_id = require_run_id(run_id)
         self.path = runs_home() / run_id
         self.checkpoints = self.path / "checkpoints.sqlite"
         self._manifest = self.path / "manifest.json"
@@ -110,13 +122,8 @@ class RunFolder:
         return result
 
     def past(self) -> Past:
-        """Steps and active seconds of earlier attempts; a line cut off by a kill is dropped."""
-        steps, seconds = [], 0.0
-        for event in self._lines():
-            if event["type"] == "step_finished":
-                steps.append(step_record(event))
-                seconds = event["elapsed"]
-        return Past(steps, seconds)
+        """What earlier attempts did; a line cut off by a kill is dropped."""
+        return past_of(self._lines())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         if not self._journal.is_file():
@@ -127,7 +134,7 @@ class RunFolder:
                     yield json.loads(line)
 
     @contextmanager
-    def working(self) -> Iterator[Journal]:
+    def working(self) -> Iterator[FolderJournal]:
         """Hold the run for this process and open its journal; raises RunBusy."""
         lock = FileLock(self.path / "lock")
         try:
@@ -139,7 +146,7 @@ class RunFolder:
         try:
             _end_last_line(self._journal)
             with self._journal.open("ab", buffering=0) as lines:
-                yield Journal(lines)
+                yield FolderJournal(lines)
         finally:
             lock.release()
 
@@ -152,20 +159,29 @@ class RunFolder:
         prune(KEPT_RUNS)
 
 
-class Journal:
-    """A sink that appends what a run did as lines and hands each to the system at once.
+class FolderJournal:
+    """A `workflows.keeping.Journal` of lines in a file, each handed to the system at once.
 
-    Left out are steps that only began, whose cost is known when they end, and the result, which
-    has a file of its own.
+    Left out are pieces of text, whose tokens stand here, and the result, which has a file of
+    its own.
     """
 
     def __init__(self, lines: RawIOBase) -> None:
         self._lines = lines
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, StepStarted | TextDelta | RunFinished):
+        if isinstance(event, TextDelta | RunFinished):
             return
-        self._lines.write(orjson.dumps(event.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+        try:
+            self._lines.write(orjson.dumps(event.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            raise NotKept(
+                f"the journal of this run cannot be written: {error.strerror}; make room on the "
+                "disk and resume the run"
+            ) from error
+
+    async def flush(self) -> None:
+        """Every line is with the system already, and survives a kill of this process."""
 
 
 def prune(keep: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -85,7 +85,11 @@ class JobEvent:
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's right to work on a job, good while `fence` is the job's latest."""
+    """A worker's right to work on a job, good while `fence` is the job's latest.
+
+    `answers` are those that `resume` brought, by the id of what was asked.
+    """
 
     job: Job
     fence: int
+    answers: Mapping[str, Any] = field(default_factory=dict)

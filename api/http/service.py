@@ -1,0 +1,95 @@
+"""What the HTTP edge works with: settings, queue, keys, library, engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from redis.asyncio import Redis
+
+from api.http.keys import KeyStore
+from api.http.metrics import Metrics
+from api.http.store import connect
+from api.jobs.queue import JobQueue
+from api.settings import Settings
+from workflows.errors import WorkflowInputError
+from workflows.resources import ResourcePool
+
+
+class Library(Protocol):
+    """What tenants have uploaded, by name; `api.library` keeps it in folders.
+
+    Methods read and write files, so the edge calls them in a thread. A name that the tenant does
+    not have raises an error that answers 404, also where another tenant has it.
+    """
+
+    def index(self, tenant: str, name: str) -> Path:
+        """The folder of an index."""
+        ...
+
+    def graph(self, tenant: str, name: str) -> Path:
+        """The file or folder of a graph."""
+        ...
+
+    def workflow(self, tenant: str, name: str) -> Path:
+        """The file of a workflow."""
+        ...
+
+    def workflows(self, tenant: str) -> Sequence[str]:
+        """Names of the tenant's workflows, sorted."""
+        ...
+
+    def add_workflow(self, tenant: str, name: str, text: str) -> Path:
+        """Keep a workflow that was checked, in place of one of this name."""
+        ...
+
+    def remove_workflow(self, tenant: str, name: str) -> None:
+        """Delete a workflow; runs that were submitted with it have their own copy."""
+        ...
+
+
+class Gate(Protocol):
+    """The bounded way to the engine, as the metrics see it."""
+
+    def figures(self) -> Mapping[str, float]:
+        """Name -> value: how many run, how many wait, how many were refused."""
+        ...
+
+
+@dataclass
+class Service:
+    """One server's parts; whoever made them closes them.
+
+    `draining` is set when the server begins to stop: then nothing else is accepted, and streams
+    of events end where their reader can go on elsewhere. `in_flight` counts requests.
+    """
+
+    settings: Settings
+    redis: Redis
+    pool: ResourcePool
+    keys: KeyStore
+    queue: JobQueue = field(init=False)
+    library: Library = field(init=False)
+    gate: Gate | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    in_flight: int = 0
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
+    """A service over the Redis of the settings, with all it opened closed at the end."""
+    if settings.redis_url is None:
+        raise WorkflowInputError(
+            "RAGWRIGHT_REDIS_URL is not set; set it, or start a private server with --embedded"
+        )
+    async with connect(settings.redis_url) as redis:
+        pool = ResourcePool()
+        try:
+            yield Service(settings, redis, pool, KeyStore(redis, settings.namespace))
+        finally:
+            await asyncio.to_thread(pool.close)
