@@ -101,6 +101,16 @@ class Gate:
         """Requests that wait."""
         return sum(len(queue) for queue in self._queues.values())
 
+    def figures(self) -> dict[str, float]:
+        """Name -> value, for the metrics."""
+        return {
+            "running": self.running,
+            "waiting": self.waiting,
+            "width": self.width,
+            "accepted": self.accepted,
+            "refused": self.refused,
+        }
+
     @asynccontextmanager
     async def enter(
         self, key: str, *, size: int = 1, seconds: float | None = None

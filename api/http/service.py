@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Protocol
 
 from redis.asyncio import Redis
 
+from api.http.gate import Gate
 from api.http.keys import KeyStore
 from api.http.metrics import Metrics
 from api.http.store import connect
@@ -52,14 +53,6 @@ class Library(Protocol):
         ...
 
 
-class Gate(Protocol):
-    """The bounded way to the engine, as the metrics see it."""
-
-    def figures(self) -> Mapping[str, float]:
-        """Name -> value: how many run, how many wait, how many were refused."""
-        ...
-
-
 @dataclass
 class Service:
     """One server's parts; whoever made them closes them.
@@ -74,10 +67,14 @@ class Service:
     keys: KeyStore
     queue: JobQueue = field(init=False)
     library: Library = field(init=False)
-    gate: Gate | None = None
+    gate: Gate = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        chosen = self.settings
+        self.gate = Gate(chosen.engine_running, chosen.engine_waiting, chosen.engine_slowdown)
 
 
 @asynccontextmanager
