@@ -13,6 +13,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("api.cli.generate:generate", "Generate text with the local engine."),
     "index": ("api.cli.index:index", "Build, extend and search an index of documents."),
     "models": ("api.cli.models:models", "List and fetch models."),
+    "serve": ("api.cli.serve:serve", "Serve the HTTP API."),
+    "keys": ("api.cli.keys:keys", "Say who may use the HTTP API."),
+    "worker": ("api.cli.worker:worker", "Run queued jobs."),
+    "submit": ("api.cli.submit:submit", "Queue a run as a job."),
+    "jobs": ("api.cli.jobs:jobs", "List, show, cancel, wait for, resume and retry jobs."),
     "bench": ("api.cli.bench:bench", "Measure speed against named peers."),
     "schema": ("api.cli.workflows:schema", "Print the JSON Schema of the workflow format."),
 }

@@ -54,10 +54,10 @@ def run(workflow: str | None, **options: Any) -> None:
             sinks.append(_trace_sink(handle))
         progress = closing.enter_context(build_progress())
         if options["resume"] is not None:
-            job = resume_run(options["resume"], _budget(options["limits"]), sinks, account.live)
+            job = resume_run(options["resume"], budget_of(options["limits"]), sinks, account.live)
         else:
             assert workflow is not None
-            job = start_run(_order(workflow, options), sinks, account.live, progress)
+            job = start_run(order_of(workflow, options), sinks, account.live, progress)
         result = asyncio.run(job)
     if as_json:
         click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
@@ -66,12 +66,12 @@ def run(workflow: str | None, **options: Any) -> None:
     sys.exit(0 if result.status.value == "completed" else 1)
 
 
-def _order(workflow: str, options: dict[str, Any]) -> Any:
+def order_of(workflow: str, options: dict[str, Any]) -> Any:
     """What the options ask for, checked as far as it can be without the workflow."""
     from workflows.errors import WorkflowInputError
     from workflows.runs import RunOrder
 
-    texts = _pairs(options["pairs"], "--input")
+    texts = pairs_of(options["pairs"], "--input")
     if options["question"] is not None:
         if "question" in texts:
             raise WorkflowInputError("the question is given twice, by --question and --input")
@@ -85,12 +85,13 @@ def _order(workflow: str, options: dict[str, Any]) -> Any:
         engine=options["engine"],
         model=options["model"],
         seed=options["seed"],
-        budget=_budget(options["limits"]),
+        budget=budget_of(options["limits"]),
         run_id=options["run_id"],
     )
 
 
-def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
+def pairs_of(pairs: Sequence[str], option: str) -> dict[str, str]:
+    """Words of the form KEY=VALUE as a mapping; raises WorkflowInputError."""
     from workflows.errors import WorkflowInputError
 
     values: dict[str, str] = {}
@@ -104,13 +105,14 @@ def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
     return values
 
 
-def _budget(pairs: Sequence[str]) -> dict[str, float] | None:
+def budget_of(pairs: Sequence[str]) -> dict[str, float] | None:
+    """Limits given as KEY=VALUE, None where there are none; raises WorkflowInputError."""
     from inference.suggest import nearest
     from workflows.errors import WorkflowInputError
 
     kinds: dict[str, type] = {"tokens": int, "seconds": float, "retrievals": int}
     limits: dict[str, float] = {}
-    for key, text in _pairs(pairs, "--budget").items():
+    for key, text in pairs_of(pairs, "--budget").items():
         if key not in kinds:
             raise WorkflowInputError(f"unknown budget {key!r}; {nearest(key, kinds)}")
         try:

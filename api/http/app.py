@@ -16,10 +16,15 @@ from api.http.auth import Auth
 from api.http.edge import Edge
 from api.http.errors import known
 from api.http.limits import BodyLimit, Deadline
-from api.http.routes import health
+from api.http.routes import health, metrics, runs, workflows
 from api.http.service import Service
 
-ROUTERS: Sequence[APIRouter] = (health.router,)
+ROUTERS: Sequence[APIRouter] = (
+    health.router,
+    metrics.router,
+    runs.router,
+    workflows.router,
+)
 """Every router of the API; each is made by `api.http.routing.router`."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,6 +19,8 @@ from inference.errors import AccessDenied, InferenceError, ModelUnavailable, Ser
 from retrieval.errors import RetrievalError
 from workflows.errors import InvalidWorkflow, WorkflowError
 
+log = logging.getLogger("ragwright.http")
+
 RETRY_SECONDS = 1.0
 """What `Retry-After` says where nothing better is known."""
 
@@ -26,7 +29,6 @@ STATUS: dict[type[Exception], int] = {
     IdempotencyConflict: 409,
     JobFinal: 409,
     QueueFull: 503,
-    QueueUnavailable: 503,
     ServerUnavailable: 503,
     ModelUnavailable: 503,
     AccessDenied: 502,
@@ -122,6 +124,11 @@ def known(error: Exception) -> ApiError | None:
         return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
     if not isinstance(error, InferenceError | RetrievalError | WorkflowError):
         return None
+    if isinstance(error, QueueUnavailable):
+        # Where Redis is and what it said is the operator's to know; the log has it.
+        log.warning("%s", error)
+        message = "the store of jobs and keys does not answer; try again in a moment"
+        return ApiError(503, error.code, message, retry_after=RETRY_SECONDS)
     status = next((STATUS[row] for row in type(error).__mro__ if row in STATUS), None)
     if status is None:
         status = 422 if isinstance(error, BAD_INPUT) else 500

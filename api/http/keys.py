@@ -96,8 +96,8 @@ class KeyStore:
 
     def __init__(self, redis: Redis, namespace: str) -> None:
         self._redis = redis
-        self._ids = f"{namespace}:keys"
-        self._prefix = f"{namespace}:key:"
+        self._ids = f"{namespace}:apikeys"
+        self._prefix = f"{namespace}:apikey:"
 
     async def create(
         self, tenant: str, scopes: Iterable[Scope] = tuple(Scope), note: str = ""

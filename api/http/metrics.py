@@ -28,3 +28,12 @@ class Metrics:
         self.in_flight = Gauge(
             "ragwright_http_in_flight", "Requests being answered.", registry=self.registry
         )
+        self.jobs = Gauge(
+            "ragwright_jobs", "Jobs of all tenants.", ("state",), registry=self.registry
+        )
+        self.engine = Gauge(
+            "ragwright_engine",
+            "What runs in the engine and what waits for it.",
+            ("figure",),
+            registry=self.registry,
+        )

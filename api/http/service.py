@@ -16,6 +16,7 @@ from api.http.keys import KeyStore
 from api.http.metrics import Metrics
 from api.http.store import connect
 from api.jobs.queue import JobQueue
+from api.jobs.redis_queue import RedisQueue
 from api.settings import Settings
 from workflows.errors import WorkflowInputError
 from workflows.resources import ResourcePool
@@ -65,7 +66,7 @@ class Service:
     redis: Redis
     pool: ResourcePool
     keys: KeyStore
-    queue: JobQueue = field(init=False)
+    queue: JobQueue
     library: Library = field(init=False)
     gate: Gate = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
@@ -84,9 +85,9 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         raise WorkflowInputError(
             "RAGWRIGHT_REDIS_URL is not set; set it, or start a private server with --embedded"
         )
-    async with connect(settings.redis_url) as redis:
+    async with connect(settings.redis_url) as redis, RedisQueue.open(settings) as queue:
         pool = ResourcePool()
         try:
-            yield Service(settings, redis, pool, KeyStore(redis, settings.namespace))
+            yield Service(settings, redis, pool, KeyStore(redis, settings.namespace), queue)
         finally:
             await asyncio.to_thread(pool.close)

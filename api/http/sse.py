@@ -100,7 +100,8 @@ async def frames(
         yield RECONNECT
         while True:
             coming = coming or asyncio.ensure_future(anext(events, None))
-            await asyncio.wait({coming, stopping}, timeout=heartbeat, return_when="FIRST_COMPLETED")
+            either: set[asyncio.Future[Any]] = {coming, stopping}
+            await asyncio.wait(either, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED)
             if coming.done():
                 event, coming = coming.result(), None
                 if event is None:

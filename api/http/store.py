@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from api.jobs.errors import QueueUnavailable
-from workflows.errors import WorkflowInputError
+from api.jobs.link import check
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 5.0
@@ -24,19 +24,15 @@ def connect(url: str) -> Redis:
     One retry, for connections that a restart of Redis has left dead in the pool: whoever waits
     for an answer over HTTP is better served by 503 than by patience here.
     """
-    try:
-        return Redis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=REPLY_SECONDS,
-            retry=Retry(ConstantBackoff(0.05), 1),
-            retry_on_error=[RedisConnectionError],
-            decode_responses=True,
-        )
-    except ValueError as error:
-        raise WorkflowInputError(
-            f"RAGWRIGHT_REDIS_URL is no Redis URL ({error}); write redis://HOST:PORT"
-        ) from None
+    check(url)
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=CONNECT_SECONDS,
+        socket_timeout=REPLY_SECONDS,
+        retry=Retry(ConstantBackoff(0.05), 1),
+        retry_on_error=[RedisConnectionError],
+        decode_responses=True,
+    )
 
 
 @asynccontextmanager

@@ -46,6 +46,10 @@ class JobQueue(Protocol):
         """Jobs, newest first, and the cursor of the next page or None."""
         ...
 
+    async def counts(self) -> Mapping[JobState, int]:
+        """How many jobs of all tenants are in each state."""
+        ...
+
     async def cancel(self, job_id: str, *, tenant: str | None = None) -> Job:
         """End a job: at once where no worker holds it, else within a decode step of the flag.
 

@@ -174,6 +174,16 @@ class RedisQueue:
         records, more = await self._script.page(self._script.key(*parts), below, limit)
         return [read_job(record) for record in records], more
 
+    async def counts(self) -> Mapping[JobState, int]:
+        """How many jobs of all tenants are in each state."""
+        try:
+            async with self.client.pipeline(transaction=False) as pipe:
+                for state in JobState:
+                    pipe.zcard(self._script.key("index", "state", state.value))
+                return dict(zip(JobState, await pipe.execute(), strict=True))
+        except FAILURES as error:
+            raise unavailable(error, self.url) from None
+
     async def cancel(self, job_id: str, *, tenant: str | None = None) -> Job:
         """End a job; raises JobFinal where it has ended already."""
         await self._script.record(job_id, tenant)

@@ -11,7 +11,7 @@ from api.http.errors import ApiError
 from api.jobs.job import Job, JobState, Priority
 from inference.models import CATALOG, list_models
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=63)]
 """What a caller may call something: never a path or a URL."""
 
 ModelName = Annotated[

@@ -105,6 +105,7 @@ async def retry_run(run_id: RunId, service: ServiceDep, caller: CallerDep) -> Ru
 
 @router.get(
     "/v1/runs/{run_id}/events",
+    status_code=200,
     response_class=sse.EventStream,
     responses={**documented(404), 200: {"description": "events, each with id, event and data"}},
 )

@@ -49,7 +49,7 @@ def test_redis_holds_nothing_that_opens(with_keys: Any, redis_url: str) -> None:
         key, text = await keys.create("alpha")
         secret = text.split("_", 2)[2]
         async with connect(redis_url) as redis:
-            [name] = [found async for found in redis.scan_iter(f"*:key:{key.id}")]
+            [name] = [found async for found in redis.scan_iter(f"*:apikey:{key.id}")]
             kept = await redis.hgetall(name)
         assert kept["hash"] == digest(secret)
         assert secret not in repr(kept)
