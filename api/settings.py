@@ -15,7 +15,7 @@ class Settings(BaseSettings):
     `postgres_url` None keeps checkpoints in SQLite files on this host. `engine`, `model` and
     `engine_options` (JSON) say what answers /v1/chat/completions and its kin: a row of the engine
     table, its model (None: its own default) and other options of it. `engine_slowdown` is how many
-    times longer than alone an accepted request may take; more lets more wait before they are refused.
+    times longer than alone an accepted request may take; with more, more may wait.
     """
 
     model_config = SettingsConfigDict(env_prefix="RAGWRIGHT_", extra="ignore")

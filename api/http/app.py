@@ -16,6 +16,7 @@ from api.http.auth import Auth
 from api.http.edge import Edge
 from api.http.errors import known
 from api.http.limits import BodyLimit, Deadline
+from api.http.openai import chat, completions, embeddings, listing
 from api.http.routes import health, metrics, runs, workflows
 from api.http.service import Service
 
@@ -24,6 +25,10 @@ ROUTERS: Sequence[APIRouter] = (
     metrics.router,
     runs.router,
     workflows.router,
+    chat.router,
+    completions.router,
+    embeddings.router,
+    listing.router,
 )
 """Every router of the API; each is made by `api.http.routing.router`."""
 

@@ -49,7 +49,7 @@ class Tempo:
         return max(0.0, HEADROOM * self.slowdown - self.strain(company)) * self.service
 
     def took(self, seconds: float, company: float, pace: float | None) -> None:
-        """A request ended: seconds at work, mean number at work then, seconds per token if known."""
+        """A request ended: its seconds at work, the mean number then, seconds per token or None."""
         if pace is not None:
             self._paced = True
             if company <= LONELY:

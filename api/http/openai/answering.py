@@ -40,10 +40,10 @@ class Answering(Response):
             working.cancel()
             await asyncio.gather(leaving, working, return_exceptions=True)
         if not working.cancelled():
-            try:
-                working.result()
-            except Exception as error:
-                raise in_protocol(error) from error
+            error = working.exception()
+            if isinstance(error, Exception):
+                raise in_protocol(error) from error.__cause__
+            working.result()
 
 
 async def _departure(receive: Receive) -> None:

@@ -18,7 +18,7 @@ from api.http.openai.models import MAX_SEQUENCES, CompletionBody, TokenizeBody
 from api.http.openai.refusals import refused, require_supported
 from api.http.openai.replies import Envelope
 from api.http.openai.routing import AskDep, build
-from api.http.openai.served import Ask, engine_for
+from api.http.openai.served import Ask, engine_for, too_late
 from api.http.openai.translate import completion_requests, messages
 from api.http.openai.work import in_thread, timed
 from inference import Engine, InferenceError, Output, Request
@@ -124,8 +124,7 @@ async def _scored(engine: Engine, request: Request, ask: Ask) -> list[dict[str, 
     except InferenceError:
         if time.monotonic() < ask.deadline:
             raise
-        message = "the deadline passed before the prompt was read; allow more seconds"
-        raise ApiError(504, "deadline_exceeded", message) from None
+        raise too_late() from None
     told = zip(found.token_ids, found.logprobs, strict=True)
     return [None, *({str(token): {"logprob": value}} for token, value in told)]
 

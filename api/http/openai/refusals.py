@@ -117,6 +117,9 @@ class ProtocolRoute(JsonRoute):
             try:
                 return await handle(request)
             except Exception as error:
-                raise in_protocol(error) from error
+                answer = in_protocol(error)
+                if answer is error:
+                    raise
+                raise answer from error
 
         return told

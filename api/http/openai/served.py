@@ -51,10 +51,18 @@ class Ask:
     @asynccontextmanager
     async def enter(self, size: int = 1) -> AsyncIterator[Visit]:
         """A place at the gate for so many sequences; raises ApiError 429 and 503."""
-        seconds = max(self.deadline - time.monotonic(), 0.0)
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
+            raise too_late()
         key = self.caller.key_id
         async with self.service.gate.enter(key, size=size, seconds=seconds) as visit:
             yield visit
+
+
+def too_late() -> ApiError:
+    """The answer to a request whose deadline passed before its first token."""
+    message = "the deadline passed before the first token; allow more seconds"
+    return ApiError(504, "deadline_exceeded", message)
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -99,5 +107,3 @@ def no_model(model: str, known: list[str]) -> ApiError:
     hint = nearest(model, known)
     message = f"no model {model!r} here for this; {hint} (GET /v1/models lists all)"
     return ApiError(404, "model_not_found", message, param="model")
-
-

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from api.http.errors import ApiError
 from api.http.gate import Visit
+from api.http.openai.served import too_late
 from inference import Chunk, Engine, FinishReason, Output, Request
 
 T = TypeVar("T")
@@ -21,9 +22,7 @@ ABORT_EVERY = 0.05
 """Seconds after which an abort is repeated: a request on its way in cannot be aborted yet."""
 
 
-async def in_thread(
-    act: Callable[[], T], stop: Callable[[], object] = lambda: None
-) -> T:
+async def in_thread(act: Callable[[], T], stop: Callable[[], object] = lambda: None) -> T:
     """Result of a blocking call in a thread of its own.
 
     The loop's own few threads would make requests wait for each other. On cancellation `stop` is
@@ -139,8 +138,7 @@ def require_answer(output: Output) -> None:
         message = "the engine was stopped in mid-answer; send the request again"
         raise ApiError(503, "aborted", message, retry_after=1.0)
     if output.finish_reason is FinishReason.DEADLINE and not output.usage.completion_tokens:
-        message = "the deadline passed before the first token; allow more seconds"
-        raise ApiError(504, "deadline_exceeded", message)
+        raise too_late()
 
 
 def account(visit: Visit, outputs: Sequence[Output]) -> None:
