@@ -11,6 +11,7 @@ from typing import Protocol
 
 from redis.asyncio import Redis
 
+from api.http.engine import engine_config
 from api.http.gate import Gate
 from api.http.keys import KeyStore
 from api.http.metrics import Metrics
@@ -80,7 +81,11 @@ class Service:
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """A service over the Redis of the settings, with all it opened closed at the end."""
+    """A service over the Redis of the settings, with all it opened closed at the end.
+
+    Raises WorkflowInputError and InferenceInputError for settings that cannot be.
+    """
+    engine_config(settings)  # loaded by the first who asks, but checked now
     if settings.redis_url is None:
         raise WorkflowInputError(
             "RAGWRIGHT_REDIS_URL is not set; set it, or start a private server with --embedded"

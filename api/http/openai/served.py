@@ -8,16 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from api.http.engine import engine_config
 from api.http.errors import ApiError
 from api.http.gate import Visit
 from api.http.keys import Caller
 from api.http.service import Service
-from api.settings import Settings
-from inference import Engine, EngineConfig
-from inference.engine import ENGINES
-from inference.errors import InferenceInputError
+from inference import Engine
 from inference.suggest import nearest
 
 DEFAULT = "default"
@@ -63,25 +59,6 @@ def too_late() -> ApiError:
     """The answer to a request whose deadline passed before its first token."""
     message = "the deadline passed before the first token; allow more seconds"
     return ApiError(504, "deadline_exceeded", message)
-
-
-def engine_config(settings: Settings) -> EngineConfig:
-    """The engine that the settings name; raises InferenceInputError for what is no such engine."""
-    row = ENGINES.get(settings.engine)
-    if row is None:
-        raise InferenceInputError(
-            f"RAGWRIGHT_ENGINE={settings.engine!r} is unknown; {nearest(settings.engine, ENGINES)}"
-        )
-    named = {} if settings.model is None else {"model": settings.model}
-    try:
-        return row.model_validate({**settings.engine_options, **named})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InferenceInputError(
-            f"RAGWRIGHT_ENGINE_OPTIONS: option {where!r} of the engine {settings.engine!r}: "
-            f"{first['msg']} (got {first.get('input')!r})"
-        ) from None
 
 
 async def engine_of(service: Service) -> Engine:
