@@ -36,6 +36,7 @@ class Capability(StrEnum):
     GRAMMAR = "grammar"
     KV_POLICY = "kv_policy"
     LOGPROBS = "logprobs"
+    RESUME = "resume"
 
 
 @runtime_checkable
@@ -147,6 +148,7 @@ class NativeConfig(EngineConfig):
             Capability.TREE_MASK,
             Capability.LORA,
             Capability.KV_POLICY,
+            Capability.RESUME,
         }
     )
 

@@ -103,6 +103,11 @@ def _refused(name: str, value: object, rule: str) -> InferenceInputError:
     return InferenceInputError(f"sampling parameter {name}={value!r} must be {rule}")
 
 
+def tick(seconds: float) -> float:
+    """Seconds as a whole multiple of 2**-30: such numbers add up exactly, in any order."""
+    return round(seconds * 2**30) / 2**30
+
+
 def require_names(place: str, adapters: object) -> None:
     """Raise AdapterInputError unless `adapters` are different names in a tuple or list."""
     if not isinstance(adapters, tuple | list) or not all(
@@ -131,6 +136,10 @@ class Request:
     what the cache keeps, `past` is a shrunken cache to go on from, `guidance` combines the logits
     of several contexts, `taps` show the forward passes, and the layers `skip_layers` (first, behind
     the last) are left out for every token but the prompt's.
+    `resumed` are tokens that this very generation had produced before it was cut off: they are
+    read, not decoded again, and the answer begins with them. Logits, a seed's draws, grammar,
+    stop strings and penalties go on as if nothing had been cut. Where entries are shrunk or
+    watched (`kv`, `past`, `skip_layers`, `taps`) they are decoded again, and the notes say so.
     """
 
     prompt: str | None = None
@@ -149,6 +158,7 @@ class Request:
     guidance: Guidance | None = None
     taps: Taps | None = None
     skip_layers: tuple[int, int] | None = None
+    resumed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
@@ -170,6 +180,13 @@ class Request:
                 f"request {self.id!r} has seconds={self.seconds!r}; give a number above 0, or "
                 "leave it out for no deadline"
             )
+        if not isinstance(self.resumed, tuple | list) or not all(
+            _is(Integral, token) and token >= 0 for token in self.resumed
+        ):
+            raise InferenceInputError(
+                f"request {self.id!r} has resumed={self.resumed!r:.60}; give the token ids that it "
+                "had produced, or leave it out"
+            )
         if not isinstance(self.tenant, str):
             raise InferenceInputError(
                 f"request {self.id!r} has tenant={self.tenant!r}; give a text, or leave it out"
@@ -183,7 +200,7 @@ class Request:
             )
 
 
-NATIVE_ONLY = ("adapters", "kv", "past", "guidance", "taps", "skip_layers")
+NATIVE_ONLY = ("adapters", "kv", "past", "guidance", "taps", "skip_layers", "resumed")
 """Fields that only the native engine honours."""
 
 
@@ -203,7 +220,9 @@ class Stats:
 
     `peak_kv_bytes` is measured from the cache tensors; `idealized_seconds` is predicted from the
     tokens that were computed, None where the model was not calibrated on this machine;
-    `truncated_tokens` counts prompt tokens dropped on request.
+    `truncated_tokens` counts prompt tokens dropped on request, `resumed_tokens` those of the
+    answer that were taken over from `Request.resumed`. Seconds of the native engine are whole
+    multiples of 2**-30 s, so that they add up without rounding.
     """
 
     forwards: int = 0
@@ -214,6 +233,7 @@ class Stats:
     prefill_seconds: float = 0.0
     idealized_seconds: float | None = None
     truncated_tokens: int = 0
+    resumed_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON object with one key per field."""
@@ -238,8 +258,9 @@ class TokenLogprob:
 class Output:
     """A finished generation; `text` excludes the stop string, `token_ids` are all produced ids.
 
-    `usage.completion_tokens == len(token_ids)`. `logprobs` holds one entry per token where the
-    request asked for them. Of a failed one `notes["error"]` holds `code` and `message`.
+    `usage.completion_tokens` counts those that were decoded, which are all but
+    `stats.resumed_tokens`; `logprobs` holds one entry for each of these, where the request asked
+    for them. Of a failed one `notes["error"]` holds `code` and `message`.
     """
 
     id: str
@@ -276,7 +297,8 @@ class Chunk:
     """A piece of a streamed generation: whole UTF-8 characters, never part of a stop string.
 
     `logprobs` are those of its tokens, where the request asked for them and the engine gives them
-    along. The last chunk of a stream carries the complete `output`.
+    along. Of a resumed generation they carry what is behind `Request.resumed`. The last chunk of a
+    stream carries the complete `output`.
     """
 
     text: str

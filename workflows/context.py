@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inference import Capability, Engine, Message, Output, Request, SamplingParams, Usage
+from inference.kv import Full
 from retrieval import Hit
-from workflows.events import TextDelta
+from workflows.events import ModelCalled, Retrieved, TextDelta, TokensProduced
 
 if TYPE_CHECKING:
     from workflows.scope import Scope
@@ -18,10 +21,20 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS = 256
 
 
+@dataclass(frozen=True)
+class Call:
+    """One generation of a step: which, and by the engine of which resource."""
+
+    number: int
+    resource: str
+    engine: Engine
+    fingerprint: str
+
+
 class StepContext:
     """One execution of one node; implements `workflows.nodes.base.NodeContext`."""
 
-    __slots__ = ("calls", "node", "notes", "sampling", "scope", "task", "usage")
+    __slots__ = ("calls", "node", "notes", "sampling", "scope", "stats", "task", "usage")
 
     def __init__(self, scope: Scope, node: str, task: str, sampling: Mapping[str, Any]) -> None:
         self.scope = scope
@@ -30,6 +43,7 @@ class StepContext:
         self.sampling = sampling
         self.usage = Usage()
         self.notes: dict[str, Any] = {}
+        self.stats: list[Mapping[str, Any]] = []
         self.calls = 0
 
     @property
@@ -50,9 +64,10 @@ class StepContext:
     ) -> Output:
         """One generation, cut to what the run's budget leaves.
 
-        Under a grammar the node's own stop strings are left out, and the trace says so: the
-        grammar ends the answer. Raises BudgetExhausted when the prompt alone is more than what
-        is left, and RequestFailed when the engine could not finish the answer.
+        What an earlier attempt at this step had produced is taken over. Under a grammar the
+        node's own stop strings are left out, and the trace says so: the grammar ends the answer.
+        Raises BudgetExhausted when the prompt alone is more than what is left, and RequestFailed
+        when the engine could not finish the answer.
         """
         node = self.scope.spec.nodes[self.node]
         engine = await self.scope.resources.engine(node.engine)
@@ -60,29 +75,55 @@ class StepContext:
         if spec is not None and stop:
             self.note(stop_replaced_by_grammar=list(stop))
             stop = ()
-        params = self._params(max_tokens, stop)
         self.calls += 1
         request = Request(
             prompt=prompt if isinstance(prompt, str) else None,
             messages=None if isinstance(prompt, str) else list(prompt),
-            sampling=params,
+            sampling=self._params(max_tokens, stop),
             seconds=self._seconds_left(),
             grammar=None if spec is None else spec.build(),
             adapters=node.adapters,
             kv=node.policy(),
             tenant=self.scope.tenant,
         )
-        if self.scope.meter.tokens_left() is not None:
-            room = self.scope.meter.require_tokens(engine.count_tokens(request))
-            if room is not None and room < params.max_tokens:
-                request = replace(request, sampling=replace(params, max_tokens=room))
-                self.note(max_tokens_cut_by_budget=room)
-        output = await self._run(engine, request)
-        self._charge(output.usage)
+        call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
+        request = self._within_budget(engine, self._resume(call, request))
+        output = await self._run(call, request)
         if "kv" in output.notes:
             self.note(kv=output.notes["kv"])
         output.raise_if_failed()
         return output
+
+    def _resume(self, call: Call, request: Request) -> Request:
+        """The request, with the tokens that an earlier attempt at it had produced."""
+        past, key = self.scope.past, (self.task, call.number)
+        tokens = past.produced.get(key, ())
+        if not tokens or key in self.scope.resumed:
+            return request
+        self.scope.resumed.add(key)  # a retry is another try, from the beginning
+        if request.kv is not None and type(request.kv) is not Full:
+            self.note(not_resumed="its cache policy shrinks what it keeps: decoded again")
+            return request
+        if Capability.RESUME not in call.engine.capabilities:
+            self.note(not_resumed=f"engine {call.resource!r} cannot go on inside a generation")
+            return request
+        if past.requests.get(key) != call.fingerprint:
+            self.note(not_resumed="the step asks something else than before")
+            return request
+        self.note(resumed_tokens=len(tokens))
+        return replace(request, resumed=tokens)
+
+    def _within_budget(self, engine: Engine, request: Request) -> Request:
+        """The request, no longer than the tokens that are left allow."""
+        if self.scope.meter.tokens_left() is None:
+            return request
+        room = self.scope.meter.require_tokens(engine.count_tokens(request))
+        longest = request.sampling.max_tokens
+        if room is None or room + len(request.resumed) >= longest:
+            return request
+        cut = room + len(request.resumed)
+        self.note(max_tokens_cut_by_budget=cut)
+        return replace(request, sampling=replace(request.sampling, max_tokens=cut))
 
     def _seconds_left(self) -> float | None:
         left = self.scope.meter.seconds_left()
@@ -102,27 +143,68 @@ class StepContext:
         origin = f"{self.scope.seed}/{self.scope.path}{self.task}/{self.calls}"
         return int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8], "big")
 
-    async def _run(self, engine: Engine, request: Request) -> Output:
+    async def _run(self, call: Call, request: Request) -> Output:
         """The output; on cancellation, what was spent until the abort is charged first."""
-        streaming = self.scope.stream_text and Capability.STREAM in engine.capabilities
+        engine, began = call.engine, time.perf_counter()
+        started_at = time.time()
+        streams = Capability.STREAM in engine.capabilities
+        if self.scope.journalled and not streams:
+            self.note(warm_resume=f"engine {call.resource!r} does not stream: a kill loses tokens")
+        wanted = streams and (self.scope.stream_text or self.scope.journalled)
         work = asyncio.ensure_future(
-            self._stream(engine, request) if streaming else _generate(engine, request)
+            self._stream(call, request) if wanted else _generate(engine, request)
         )
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            while not work.done():  # a request that has not reached the engine cannot be aborted
+        cancelled: asyncio.CancelledError | None = None
+        while not work.done():  # a request that has not reached the engine cannot be aborted
+            try:
+                await asyncio.wait({work}, timeout=None if cancelled is None else 0.05)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            if cancelled is not None:
                 engine.abort(request.id)
-                await asyncio.wait({work}, timeout=0.05)
-            if work.exception() is None:
-                self._charge(work.result().usage)
-            raise
+        if cancelled is None or work.exception() is None:
+            self._called(call, request, work.result(), started_at, time.perf_counter() - began)
+        if cancelled is not None:
+            raise cancelled
+        return work.result()
 
-    async def _stream(self, engine: Engine, request: Request) -> Output:
-        output = None
-        async for chunk in engine.stream(request):
-            if chunk.text:
-                self.scope.emit(TextDelta(self.scope.path + self.node, chunk.text))
+    def _called(
+        self, call: Call, request: Request, output: Output, started_at: float, seconds: float
+    ) -> None:
+        """Charge a generation and tell of it."""
+        self._charge(output.usage)
+        stats = output.stats.to_dict()
+        self.stats.append(stats)
+        resources = self.scope.resources
+        self.scope.emit(
+            ModelCalled(
+                self.scope.path + self.node,
+                self.task,
+                call.number,
+                resources.overrides.engine or self.scope.spec.resources[call.resource].use,
+                call.engine.model,
+                asdict(request.sampling),
+                output.finish_reason.value,
+                started_at,
+                seconds,
+                output.usage,
+                stats,
+            )
+        )
+
+    async def _stream(self, call: Call, request: Request) -> Output:
+        output, at = None, len(request.resumed)
+        node = self.scope.path + self.node
+        async for chunk in call.engine.stream(request):
+            if chunk.token_ids:
+                self.scope.emit(
+                    TokensProduced(
+                        node, self.task, call.number, at, chunk.token_ids, call.fingerprint
+                    )
+                )
+                at += len(chunk.token_ids)
+            if chunk.text and self.scope.stream_text:
+                self.scope.emit(TextDelta(node, chunk.text))
             output = chunk.output or output
         assert output is not None, "the last chunk of a stream carries the output"
         return output
@@ -140,10 +222,23 @@ class StepContext:
         retriever = await self.scope.resources.retriever(name)
         self.scope.meter.require_retrievals(len(queries))
         depth = k if k is not None else self.scope.resources.retrievers[name].k
+        started_at, began = time.time(), time.perf_counter()
         hits = await asyncio.to_thread(
             retriever.search, list(queries), depth, exclude=list(exclude), where=where
         )
         self._charge(Usage(retrievals=len(queries)))
+        self.scope.emit(
+            Retrieved(
+                self.scope.path + self.node,
+                self.task,
+                self.scope.spec.resources[name].use,
+                len(queries),
+                depth,
+                sum(map(len, hits)),
+                started_at,
+                time.perf_counter() - began,
+            )
+        )
         return hits
 
     async def call_workflow(self, workflow: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +248,20 @@ class StepContext:
     def _charge(self, usage: Usage) -> None:
         self.usage = self.usage + usage
         self.scope.meter.charge(usage)
+
+
+def fingerprint(model: str, request: Request) -> str:
+    """What decides the tokens of a generation, as 16 hex digits; its length does not."""
+    asked = [
+        model,
+        request.prompt,
+        None if request.messages is None else [asdict(message) for message in request.messages],
+        asdict(replace(request.sampling, max_tokens=1)),
+        None if request.grammar is None else repr(request.grammar),
+        list(request.adapters),
+    ]
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 async def _generate(engine: Engine, request: Request) -> Output:

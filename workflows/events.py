@@ -35,12 +35,16 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepStarted(Event):
-    """A node begins; `task` identifies this execution in the checkpoint."""
+    """A node begins; `task` identifies this execution in the checkpoint.
+
+    `started_at` is seconds since the epoch.
+    """
 
     type: ClassVar[str] = "step_started"
     node: str
     kind: str
     task: str
+    started_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class TextDelta(Event):
 class TokensProduced(Event):
     """Tokens that generation `call` of a step has just decoded: what a warm resume starts from.
 
-    `call` counts the step's generations from 1, `at` the tokens that came before these.
+    `call` counts the step's generations from 1, `at` the tokens that came before these;
+    `request` is a fingerprint of what was asked, so that tokens go on only under the same.
     """
 
     type: ClassVar[str] = "tokens_produced"
@@ -65,6 +70,7 @@ class TokensProduced(Event):
     call: int
     at: int
     token_ids: tuple[int, ...]
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ class StepFinished(Event):
     `started_at` is seconds since the epoch, `seconds` the node's wall time, `elapsed` the active
     time of the whole run up to here (interruptions excluded). `usage` is this step's own: the
     steps of a sub-workflow have records of their own, so that all steps add up to the run.
+    `stats` is what its generations cost inside the engine (`workflows.ledger.costs_of`), empty
+    where there were none.
     """
 
     type: ClassVar[str] = "step_finished"
@@ -136,6 +144,7 @@ class StepFinished(Event):
     usage: Usage
     notes: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, str] | None = None
+    stats: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON object; `error` is absent where the node succeeded."""
@@ -150,6 +159,8 @@ class StepFinished(Event):
             "usage": self.usage.to_dict(),
             "notes": dict(self.notes),
         }
+        if self.stats:
+            record["stats"] = dict(self.stats)
         if self.error is not None:
             record["error"] = dict(self.error)
         return record

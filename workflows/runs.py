@@ -114,6 +114,7 @@ async def perform(
         stream_text=stream_text,
         past=keeping.past,
         tenant=manifest.tenant if tenant is None else tenant,
+        journalled=True,
     )
     async with keeping.saver() as saver:
         kept = JournalFirst(saver, keeping.journal)

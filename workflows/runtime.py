@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,7 @@ from workflows.errors import WorkflowError
 from workflows.events import Event, RunFinished, RunStarted, Sink, StepFinished
 from workflows.expressions import Template
 from workflows.keeping import Fenced, NotKept
+from workflows.ledger import ledger_of
 from workflows.loading import Workflow
 from workflows.meter import BudgetExhausted, Meter
 from workflows.past import Past, step_record
@@ -37,7 +38,7 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run produced, step by step, and what it cost."""
+    """What a run produced, step by step, and what it cost (`workflows.ledger.ledger_of`)."""
 
     run_id: str
     workflow: str
@@ -46,6 +47,7 @@ class RunResult:
     steps: list[dict[str, Any]]
     usage: dict[str, int | float]
     error: dict[str, str] | None = None
+    ledger: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `ragwright run --json` prints."""
@@ -57,6 +59,7 @@ class RunResult:
             "steps": self.steps,
             "usage": self.usage,
             "error": self.error,
+            "ledger": self.ledger,
         }
 
 
@@ -71,6 +74,7 @@ class RunOptions:
     stream_text: bool = False
     past: Past | None = None
     tenant: str = ""
+    journalled: bool = False
 
 
 async def execute(
@@ -157,6 +161,8 @@ class _Run:
             emit=self.emit,
             stream_text=options.stream_text,
             tenant=options.tenant,
+            journalled=options.journalled,
+            past=past,
         )
 
     def emit(self, event: Event) -> None:
@@ -206,14 +212,16 @@ class _Run:
                 if complete:
                     status, error = RunStatus.FAILED, _error(caught)
         usage = self.meter.usage.to_dict() | {"seconds": round(self.meter.elapsed, 6)}
+        steps = [*self.past.steps, *(step_record(s.to_dict()) for s in self.steps)]
         result = RunResult(
             self.options.run_id,
             self.workflow.spec.name,
             status,
             outputs,
-            mark_superseded([*self.past.steps, *(step_record(s.to_dict()) for s in self.steps)]),
+            mark_superseded(steps),
             usage,
             error,
+            ledger_of(steps, usage["seconds"]),
         )
         self.emit(RunFinished(result.to_dict()))
         return result

@@ -17,9 +17,11 @@ from workflows.context import StepContext
 from workflows.errors import WorkflowError
 from workflows.events import Event, StepFinished, StepStarted
 from workflows.expressions import Template
+from workflows.ledger import costs_of
 from workflows.loading import Workflow
 from workflows.meter import Meter
 from workflows.nodes.base import Node, State
+from workflows.past import Generation, Past
 from workflows.resources import Resources
 
 
@@ -87,6 +89,8 @@ class Scope:
         path: str = "",
         task_path: str = "",
         tenant: str = "",
+        journalled: bool = False,
+        past: Past | None = None,
     ) -> None:
         self.workflow = workflow
         self.spec = workflow.spec
@@ -99,6 +103,9 @@ class Scope:
         self.path = path
         self.task_path = task_path
         self.tenant = tenant
+        self.journalled = journalled
+        self.past = past or Past()
+        self.resumed: set[Generation] = set()
         self.last_state: State = {}
 
     async def step(
@@ -109,8 +116,8 @@ class Scope:
         names = {"state": state, "inputs": self.inputs, **(item or {})}
         context = StepContext(self, plan.name, task, {})
         node = self.path + plan.name
-        self.emit(StepStarted(node, plan.use, task))
-        started_at, began = time.time(), time.perf_counter()
+        self.emit(StepStarted(node, plan.use, task, started_at := time.time()))
+        began = time.perf_counter()
         error: dict[str, str] | None = None
         try:
             context.sampling = plan.sampling.resolve(names)
@@ -131,6 +138,7 @@ class Scope:
                     context.usage,
                     context.notes,
                     error,
+                    costs_of(context.stats) if context.stats else {},
                 )
             )
 
@@ -149,6 +157,8 @@ class Scope:
             path=f"{self.path}{node}/",
             task_path=f"{task}/",
             tenant=self.tenant,
+            journalled=self.journalled,
+            past=self.past,
         )
 
     async def call_child(self, node: str, task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:

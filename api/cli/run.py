@@ -133,7 +133,7 @@ def _open_trace(file: Path) -> Any:
 
 def _trace_sink(handle: Any) -> Any:
     def write(event: Any) -> None:
-        if event.type != "text_delta":
+        if event.type not in ("text_delta", "tokens_produced"):
             handle.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
             handle.flush()
 

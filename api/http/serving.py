@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import os
@@ -49,10 +50,13 @@ def serve(settings: Settings, *, host: str, port: int, embedded: bool, workers: 
 
     Raises WorkflowInputError, CannotListen and QueueUnavailable before anything is served.
     """
-    signal.signal(signal.SIGTERM, _leave)
-    with listening(host, port) as listener, redis_of(settings, embedded) as url:
-        found = settings.model_copy(update={"redis_url": url})
-        asyncio.run(_serve(found, listener, host, workers))
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        with listening(host, port) as listener, redis_of(settings, embedded) as url:
+            found = settings.model_copy(update={"redis_url": url})
+            asyncio.run(_serve(found, listener, host, workers))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _serve(settings: Settings, listener: socket.socket, host: str, workers: int) -> None:
@@ -130,9 +134,11 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind(address)
             listener.listen(2048)
         except OSError as error:
+            remedy = "choose another --host or --port"
+            if error.errno == errno.EADDRINUSE:
+                remedy = "choose another --port, or end the process that has it"
             raise CannotListen(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or end "
-                "the process that has it"
+                f"cannot listen on {host}:{port}: {error.strerror}; {remedy}"
             ) from None
         listener.set_inheritable(False)
         yield listener

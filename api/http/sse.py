@@ -22,6 +22,13 @@ HEARTBEAT = 15.0
 RECONNECT = b"retry: 1000\n\n"
 """How many milliseconds a reader waits before it comes back."""
 
+LINE_ENDS = {
+    "\x85".encode(): b"\\u0085",
+    "\u2028".encode(): b"\\u2028",
+    "\u2029".encode(): b"\\u2029",
+}
+"""Characters that JSON lets stand and some readers of lines break at."""
+
 _ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?")
 
 
@@ -78,9 +85,12 @@ def resume_point(given: str | None) -> str:
 
 
 def frame(event: str, data: Any, id: str | None = None) -> bytes:
-    """One event on the wire; JSON has no line ends, so `data` is one line."""
+    """One event on the wire, its data on one line whatever a reader takes for a line's end."""
+    line = orjson.dumps(data)
+    for found, escaped in LINE_ENDS.items():
+        line = line.replace(found, escaped)
     head = f"id: {id}\n" if id is not None else ""
-    return f"{head}event: {event}\n".encode() + b"data: " + orjson.dumps(data) + b"\n\n"
+    return f"{head}event: {event}\n".encode() + b"data: " + line + b"\n\n"
 
 
 async def frames(
@@ -117,7 +127,18 @@ async def frames(
     finally:
         stopping.cancel()
         if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+            await _cancelled(coming)
         if isinstance(events, AsyncGenerator):
             await events.aclose()
+
+
+async def _cancelled(task: asyncio.Future[Any]) -> None:
+    """End a task that reads from Redis.
+
+    redis-py loses a cancellation that comes while it connects, so one request may not be enough.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.2)
+    if not task.cancelled():
+        task.exception()

@@ -80,6 +80,7 @@ class WorkBroker(JobBroker):
     def __init__(self, url: str, namespace: str, gate: Gate, queues: Sequence[str]) -> None:
         super().__init__(url, namespace)
         self.gate = gate
+        self._away: set[str] = set()
         self._serves = [name for name in PRIORITIES if name in queues]
 
     def declare_queue(self, queue_name: str) -> None:
@@ -95,6 +96,19 @@ class WorkBroker(JobBroker):
         inner: Any = super().consume(queue_name, 1, EMPTY_MS)
         return GatedConsumer(self, inner, queue_name, above)
 
+    def lose(self, queue_name: str, error: Exception) -> None:
+        """Note that Redis is away; said once for all queues."""
+        if not self._away:
+            log.warning("messages wait for Redis: %s", error)
+        self._away.add(queue_name)
+
+    def reach(self, queue_name: str) -> None:
+        """Note that Redis answered."""
+        if queue_name in self._away:
+            self._away.discard(queue_name)
+            if not self._away:
+                log.info("messages come from Redis again")
+
     def waiting(self, queue_name: str) -> bool:
         """Whether a message can be fetched from a queue."""
         return bool(self.client.llen(f"{self.namespace}:{queue_name}"))
@@ -109,21 +123,16 @@ class GatedConsumer(Consumer):
         self._queue = queue
         self._above = above
         self._unacked: list[MessageProxy] = []
-        self._away = False
 
     def __next__(self) -> MessageProxy | None:
         gate, seen = self._broker.gate, self._broker.gate.changes
         try:
             message = self._fetch()
         except LOST as error:
-            if not self._away:
-                log.warning("queue %s waits for Redis: %s", self._queue, error)
-            self._away = True
+            self._broker.lose(self._queue, error)
             gate.wait(gate.changes, POLL_SECONDS)
             return None
-        if self._away:
-            log.info("queue %s reaches Redis again", self._queue)
-            self._away = False
+        self._broker.reach(self._queue)
         if message is None:
             gate.wait(seen, POLL_SECONDS)
         return message

@@ -307,7 +307,7 @@ end
 function run.retry(id)
   if get(id, 'state') ~= 'failed' then return 'changed' end
   redis.call('ZREM', key('done'), id)
-  redis.call('HDEL', key('job', id), 'finished_at', 'result', 'error')
+  redis.call('HDEL', key('job', id), 'finished_at', 'result', 'error', 'cancel')
   set(id, 'attempt', 0, 'failures', 0, 'losses', 0)
   keep_for(id, false)
   enqueue(id, now(), {retried = true})

@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 import torch
 
 from inference.budget import Usage
-from inference.errors import InferenceError, TapFailed
+from inference.errors import InferenceError, InferenceInputError, TapFailed
 from inference.idealized import IdealizedRuntime
 from inference.kv import name_of
 from inference.native.logprobs import token_logprob
 from inference.native.model import Model
+from inference.native.prompts import resumed_ids
 from inference.native.sampling import choose, process, require_sound
 from inference.native.sequence import Sequence as Row
 from inference.native.task import Job
 from inference.native.text import Detokenizer, StopFinder
-from inference.requests import Chunk, FinishReason, Output, Stats, TokenLogprob
+from inference.requests import Chunk, FinishReason, Output, Stats, TokenLogprob, tick
 from inference.taps import Choice, Tapped
 
 
@@ -42,6 +43,7 @@ class Answer:
         self.rows = rows
         self._room = room(model, job)
         self._stop_ids = model.stop_ids
+        self._vocabulary = model.vocabulary
         self._tokenizer = model.tokenizer
         self._emit = emit
         self._token_bytes = token_bytes
@@ -57,15 +59,35 @@ class Answer:
         self._peak = 0  # bytes
         self._read_tokens = 0
         self._reused = 0
-        self._started = self._read = 0.0
+        self._read = 0.0
+        self.door = "answers"
+        self.continued = 0
+        self.ended = self._resume()
 
     @property
     def _produced(self) -> list[int]:
         return self.rows[0].ids[len(self.job.prompt) :]
 
-    def begin(self) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
+    def _resume(self) -> FinishReason | None:
+        """Take over the tokens that were produced before; the reason if the answer ends in them.
+
+        What follows the end is left out. The cache is filled with them as with a prompt.
+        """
+        job, matcher = self.job, self.job.matcher
+        reason = None
+        for token in resumed_ids(job.request, self._vocabulary):
+            if matcher is not None and not matcher.accept(token):
+                raise InferenceInputError(
+                    f"request {job.request.id!r} resumes with token {token}, which its grammar "
+                    f"refuses behind {matcher.tokens} tokens; give what the cut generation "
+                    "produced, or leave resumed out"
+                )
+            job.resumed += 1
+            reason = self._push(token)
+            if reason is not None:
+                break
+        self._emitted = (len(self._text), job.resumed)
+        return reason
 
     def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:
         """Count a forward pass and the entries held in it, and show what is watched."""
@@ -110,6 +132,13 @@ class Answer:
         if request.logprobs is not None:
             entry = token_logprob(self._tokenizer, found[0], token, request.logprobs)
             self._logprobs.append(entry)
+        reason = self._push(token)
+        if reason is None and len(self._text) > self._emitted[0]:
+            self._emit(self._chunk())
+        return reason
+
+    def _push(self, token: int) -> FinishReason | None:
+        """Add a token to every row and its text to the answer; the reason if it is the last."""
         for row in self.rows:
             row.ids.append(token)
         if token in self._stop_ids:
@@ -117,11 +146,7 @@ class Answer:
         self._text += self._stops.push(self._detokenizer.push(token))
         if self._stops.found is not None:
             return FinishReason.STOP_STRING
-        if len(self._produced) == self._room:
-            return FinishReason.LENGTH
-        if len(self._text) > self._emitted[0]:
-            self._emit(self._chunk())
-        return None
+        return FinishReason.LENGTH if len(self._produced) == self._room else None
 
     def _choose(self, found: Sequence[torch.Tensor]) -> int:
         """The next token: guidance, then the grammar's mask, then the sampler."""
@@ -182,18 +207,17 @@ class Answer:
 
     def _output(self, reason: FinishReason) -> Output:
         job, produced = self.job, self._produced
-        now = time.monotonic()
-        seconds = now - self._started if self._started else 0.0
-        prompts = sum(row.prompt for row in self.rows)
+        seconds = tick(job.seconds)
+        decoded = len(produced) - job.resumed
         return Output(
             id=job.request.id,
             text=self._text,
             token_ids=tuple(produced),
             finish_reason=reason,
             usage=Usage(
-                prompt_tokens=prompts,
-                cached_tokens=sum(row.reused for row in self.rows),
-                completion_tokens=len(produced),
+                prompt_tokens=sum(row.prompt for row in self.rows),
+                cached_tokens=sum(min(row.reused, row.prompt) for row in self.rows),
+                completion_tokens=decoded,
                 model_calls=1,
                 seconds=seconds,
             ),
@@ -201,9 +225,10 @@ class Answer:
                 forwards=self._forwards,
                 peak_kv_bytes=self._peak,
                 seconds=seconds,
-                prefill_seconds=self._read - self._started if self._read else seconds,
-                idealized_seconds=self._idealized(len(produced)),
+                prefill_seconds=tick(self._read - job.began) if self._read else seconds,
+                idealized_seconds=self._idealized(decoded),
                 truncated_tokens=job.truncated,
+                resumed_tokens=job.resumed,
             ),
             notes=self._notes(),
             logprobs=tuple(self._logprobs),
@@ -229,16 +254,19 @@ class Answer:
             }
         if request.skip_layers is not None:
             notes["skipped_layers"] = list(request.skip_layers)
+        if request.resumed and not job.resumed:
+            notes["resumed"] = "decoded again: its entries are shrunk or watched"
         if self._error is not None:
             notes["error"] = _told(self._error)
         return notes
 
     def _idealized(self, produced: int) -> float | None:
-        """Predicted seconds for the prompt tokens that were computed and the tokens produced."""
+        """Predicted seconds for the tokens that were read and computed, and those produced."""
         if self._runtime is None:
             return None
-        computed = min(self._read_tokens, len(self.job.prompt)) - self._reused
-        return self._runtime.seconds(computed, produced) if computed > 0 else 0.0
+        given = len(self.job.prompt) + self.job.resumed
+        computed = min(self._read_tokens, given) - self._reused
+        return tick(self._runtime.seconds(computed, produced)) if computed > 0 else 0.0
 
 
 def room(model: Model, job: Job) -> int:

@@ -27,6 +27,7 @@ from inference.native.setting import setting_of
 from inference.native.snapshot import Snapshot
 from inference.native.task import Job
 from inference.native.threads import release_workers
+from inference.native.totals import Totals
 from inference.requests import Chunk, FinishReason, Output, Request, Score
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ class NativeEngine:
             config.step_tokens or knee,
             config.step_rows,
             prefill_first=config.schedule == "prefill_first",
+            runtime=self._runtime,
         )
         self._loaded: tuple[Model, Core, Admission] | None = (
             model,
             core,
             Admission(model, core, config.role),
         )
+        self._counter = core.counter
         self._name = model.name
         self._context_length = model.context_length
         self._closing = threading.Lock()
@@ -107,6 +110,11 @@ class NativeEngine:
         model = self._model()
         lacking = set() if model.tokenizer.chat_template else {Capability.CHAT}
         return NativeConfig.provides - lacking - (set() if model.lean else LEAN_ONLY)
+
+    @property
+    def totals(self) -> Totals:
+        """What every request that left this engine has spent, by door; also when it is closed."""
+        return self._counter.totals
 
     @property
     def adapters(self) -> Adapters:
@@ -263,7 +271,7 @@ class NativeEngine:
                 core.fork(prompt, tasks, len(job.prompt) - 1)
 
             release_workers()
-            core.add([Reading(job, reading, split, lambda why: found.put((-1, why)))])
+            core.add([Reading(job, reading, split, lambda why: found.put((-1, why)), "scores")])
             scores: dict[int, Score] = {}
             try:
                 while len(scores) < len(ids):
@@ -329,7 +337,11 @@ class NativeEngine:
         model, core, desk = self._open()
         release_workers()  # the step thread computes from here on
         size = core.runner.store.token_bytes
-        core.add([Answer(model, job, desk.rows(job), emit, size, self._runtime) for job in jobs])
+        answers = [Answer(model, job, desk.rows(job), emit, size, self._runtime) for job in jobs]
+        core.add([answer for answer in answers if answer.ended is None])
+        for answer in answers:
+            if answer.ended is not None:
+                core.settle(answer, answer.ended)
 
 
 def _output(item: Chunk | Exception) -> Output:

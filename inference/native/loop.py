@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from inference.errors import InferenceError
+from inference.idealized import IdealizedRuntime
 from inference.native.blocks import BLOCK, BlockManager
 from inference.native.model import Model
 from inference.native.runner import Result, Runner
@@ -19,6 +21,7 @@ from inference.native.sequence import Sequence as Row
 from inference.native.snapshot import Snapshot
 from inference.native.task import Drafts, Task
 from inference.native.threads import release_workers
+from inference.native.totals import Counter
 from inference.requests import FinishReason
 from inference.taps import Tapped
 
@@ -44,8 +47,10 @@ class Core:
         rows: int,
         *,
         prefill_first: bool = False,
+        runtime: IdealizedRuntime | None = None,
     ) -> None:
         self.runner = Runner(model)
+        self.counter = Counter(self.runner.store.token_bytes, runtime)
         block_bytes = BLOCK * self.runner.store.token_bytes
         # One sequence must always be able to fill the context, or it could wait for ever.
         capacity = max(kv_bytes // block_bytes, -(-model.context_length // BLOCK))
@@ -176,7 +181,7 @@ class Core:
             return
         for task in {id(self._tasks[row]): self._tasks[row] for row in picked}.values():
             if all(row.turn < 0 for row in task.rows):
-                task.begin()
+                task.job.began = task.job.began or time.monotonic()
         copies, self.blocks.copies = self.blocks.copies, []
         results = self.runner.step(picked, copies)
         self.scheduler.advance()
@@ -186,6 +191,7 @@ class Core:
             _, tapped = shown.setdefault(id(task), (task, []))
             tapped += [result.tapped] if result.tapped is not None else []
         for task, tapped in shown.values():
+            self.counter.stepped(task)
             self._guarded(task, partial(task.stepped, tapped))
         with torch.inference_mode():
             for result in results:
@@ -224,6 +230,12 @@ class Core:
         for row in task.rows:
             if self._tasks.pop(row, None) is not None:
                 self.scheduler.finish(row)
+        self.settle(task, outcome)
+
+    def settle(self, task: Task, outcome: FinishReason | Exception) -> None:
+        """Count a task that is not, or no longer, in the loop, and let it tell its end."""
+        task.job.left = time.monotonic()
+        self.counter.left(task, outcome)
         if isinstance(outcome, Exception):
             task.fail(outcome)
             return

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from inference.errors import InferenceInputError, NoChatTemplate, PromptTooLong
+from inference.kv import Full
 from inference.requests import Message, Request
 
 
@@ -97,6 +98,28 @@ def fit(model: Model, request: Request, ids: list[int]) -> tuple[list[int], int]
         f"context of {context}, which must also hold what is generated; shorten the prompt to at "
         f"most {context - 1} tokens, or set truncate to 'left' to drop its oldest tokens"
     )
+
+
+def resumed_ids(request: Request, vocabulary: int) -> Sequence[int]:
+    """Tokens an answer begins with: none where the cache would not hold them as they were."""
+    if request.taps is not None or own_entries(request) is not None:
+        return ()
+    for at, token in enumerate(request.resumed):
+        if token >= vocabulary:
+            raise InferenceInputError(
+                f"request {request.id!r} resumes with token id {token} at position {at}, which is "
+                f"not in the vocabulary (0 to {vocabulary - 1}); resume with the same model"
+            )
+    return request.resumed
+
+
+def own_entries(request: Request) -> str | None:
+    """Why a request needs key/value entries of its own, if it does."""
+    if request.kv is not None and type(request.kv) is not Full:
+        return "a KV policy"
+    if request.skip_layers is not None:
+        return "skipped layers"
+    return "a past" if request.past is not None else None
 
 
 def continuation_ids(

@@ -9,6 +9,7 @@ from inference.errors import InferenceInputError, Unsupported
 from inference.kv import Full, KVPolicy
 from inference.native.blocks import BLOCK
 from inference.native.compact import SLACK, Compact
+from inference.native.prompts import own_entries
 from inference.native.sequence import Sequence as Row
 from inference.native.snapshot import Snapshot, check_past
 from inference.requests import Request
@@ -57,7 +58,7 @@ def check(model: Model, request: Request) -> None:
                 f"request {request.id!r} has skip_layers={given!r}; give (first, "
                 f"behind the last) within the model's layers 0 to {len(lean.layers) - 1}"
             )
-    own = _own(request)
+    own = own_entries(request)
     if own is not None and request.guidance is not None:
         raise InferenceInputError(
             f"request {request.id!r} combines guidance with {own}, which the engine "
@@ -76,7 +77,7 @@ def check_reading(request: Request, act: str, *, kv: bool = False) -> None:
         "guidance": request.guidance is not None,
         "a grammar": request.grammar is not None,
         "taps": request.taps is not None,
-        str(_own(request)): _own(request) is not None and not kv,
+        str(own_entries(request)): own_entries(request) is not None and not kv,
     }
     for what, given in wants.items():
         if given:
@@ -84,15 +85,6 @@ def check_reading(request: Request, act: str, *, kv: bool = False) -> None:
                 f"request {request.id!r} gives {what}, under which {act} is not defined; "
                 "leave it out"
             )
-
-
-def _own(request: Request) -> str | None:
-    """Why a request needs entries of its own, if it does."""
-    if request.kv is not None and type(request.kv) is not Full:
-        return "a KV policy"
-    if request.skip_layers is not None:
-        return "skipped layers"
-    return "a past" if request.past is not None else None
 
 
 def rows_of(

@@ -22,15 +22,15 @@ class Reading:
         row: Row,
         done: Callable[[Row], object],
         failed: Callable[[FinishReason | Exception], object],
+        door: str = "readings",
     ) -> None:
         self.job = job
         self.sequence = row
         self.rows: Sequence[Row] = (row,)
         self._done = done
         self._failed = failed
-
-    def begin(self) -> None:
-        """Nothing is timed."""
+        self.door = door
+        self.continued = 0
 
     def stepped(self, tapped: Sequence[Tapped]) -> None:
         """Nothing is counted; what a policy broke is raised."""
@@ -78,9 +78,8 @@ class Scoring:
         self.rows: Sequence[Row] = (self.sequence,)
         self._logprobs: list[float] = []
         self._done = done
-
-    def begin(self) -> None:
-        """Nothing is timed."""
+        self.door = "scores"
+        self.continued = len(self._continuation)
 
     def stepped(self, tapped: Sequence[Tapped]) -> None:
         """Nothing is counted."""

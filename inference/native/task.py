@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class Job:
     """A checked request with its prompt ids; `created` is on the monotonic clock.
 
-    `contexts` are ids and adapters of its guiding contexts.
+    `contexts` are ids and adapters of its guiding contexts. `began` and `left` are when the step
+    loop first computed something for it and when it let go of it, 0 before; `resumed` is how many
+    of its produced tokens were taken over from the request.
     """
 
     request: Request
@@ -35,12 +37,20 @@ class Job:
     contexts: Sequence[tuple[Sequence[int], tuple[Adapter, ...]]] = ()
     created: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    began: float = 0.0
+    left: float = 0.0
+    resumed: int = 0
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:
         given = self.request.sampling.seed
         # 53 bits survive any JSON reader, so a reported seed can be given back.
         self.seed = secrets.randbits(53) if given is None else given
+
+    @property
+    def seconds(self) -> float:
+        """Time in the step loop."""
+        return self.left - self.began if self.began else 0.0
 
     def interrupted(self) -> FinishReason | None:
         """Why to end before the next forward pass, if so."""
@@ -57,10 +67,10 @@ class Task(Protocol):
 
     job: Job
     rows: Sequence[Row]
-
-    def begin(self) -> None:
-        """The first step that computes something for it is about to run."""
-        ...
+    door: str
+    """Under what its cost is counted: a field of `inference.native.totals.Totals`."""
+    continued: int
+    """Tokens behind the prompt of another task, which counts the request; 0 for a request."""
 
     def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:
         """A forward pass computed some of its tokens, and showed what was asked for.

@@ -87,6 +87,8 @@ class Guessing:
     seen: list[Seen] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     ended: queue.SimpleQueue[object] = field(default_factory=queue.SimpleQueue)
+    door: str = "answers"
+    continued: int = 0
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -99,8 +101,6 @@ class Guessing:
     @property
     def left(self) -> int:
         return self.job.request.sampling.max_tokens - len(self.produced)
-
-    def begin(self) -> None: ...
 
     def stepped(self, tapped: Sequence[Tapped]) -> None: ...
 

@@ -216,6 +216,7 @@ def test_what_the_server_cannot_do_is_refused_by_name(opened: Callable[..., Open
         ("guidance", ContextAware(Context(prompt="y"))),
         ("taps", Taps(print)),
         ("skip_layers", (0, 1)),
+        ("resumed", (1, 2)),
     ):
         with pytest.raises(Unsupported, match=f"gives {field}, and server"):
             engine.generate([Request(prompt="x", **{field: value})])

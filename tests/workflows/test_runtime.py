@@ -14,7 +14,16 @@ from inference.errors import PromptTooLong
 from tests.workflows.conftest import Run, adopt
 from tests.workflows.replay import ReplayEngine
 from workflows.errors import InvalidWorkflow
-from workflows.events import Event, RunFinished, RunStarted, StepFinished, StepStarted, TextDelta
+from workflows.events import (
+    Event,
+    ModelCalled,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    StepStarted,
+    TextDelta,
+    TokensProduced,
+)
 from workflows.loading import load_workflow
 from workflows.resources import ResourcePool, Resources
 from workflows.runtime import RunOptions, RunStatus, stream
@@ -290,7 +299,7 @@ def test_events_tell_the_run_in_order(run: Run) -> None:
     kinds = [type(event) for event in events]
     assert kinds == [
         RunStarted,
-        *(StepStarted, TextDelta, StepFinished) * 2,
+        *(StepStarted, TokensProduced, TextDelta, ModelCalled, StepFinished) * 2,
         RunFinished,
     ]
     last = events[-1]

@@ -24,7 +24,7 @@ def build(tag: str) -> APIRouter:
     )
 
 
-def _ask(request: Request, service: ServiceDep, caller: CallerDep, deadline: DeadlineDep) -> Ask:
+async def _ask(request: Request, service: ServiceDep, caller: CallerDep, deadline: DeadlineDep) -> Ask:
     return Ask(service, caller, deadline, request.scope["state"]["request_id"])
 
 

@@ -24,9 +24,9 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class Body(BaseModel):
-    """A body: what is not in its schema is refused."""
+    """A body: what is not in its schema is refused, also a text or truth value for a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class BudgetRequest(Body):

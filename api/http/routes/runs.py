@@ -134,17 +134,16 @@ async def run_events(
 def manifest_of(service: Service, caller: Caller, order: RunRequest) -> RunManifest:
     """The checked order; reads files, so it runs in a thread."""
     require_small("inputs", order.inputs)
-    library, tenant = service.library, caller.tenant
-    workflow = order.workflow
+    tenant, workflow = caller.tenant, order.workflow
     if workflow not in shipped_workflows():
-        workflow = str(library.workflow(tenant, workflow))
+        workflow = str(service.library.workflow(tenant, workflow))
     order.require_known_model()
     return prepare(
         RunOrder(
             workflow,
             inputs=order.inputs,
-            index=library.index(tenant, order.index) if order.index else None,
-            graph=library.graph(tenant, order.graph) if order.graph else None,
+            index=service.library.index(tenant, order.index) if order.index else None,
+            graph=service.library.graph(tenant, order.graph) if order.graph else None,
             engine=order.engine,
             model=order.model,
             seed=order.seed,
