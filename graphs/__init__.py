@@ -1,1 +1,4 @@
-"""Knowledge graphs: stores, entity linking, neighbour expansion, multi-hop paths."""
+"""Knowledge graphs: stores, entity linking, neighbour expansion, multi-hop paths.
+
+Importing this package is cheap; networkx and rdflib are loaded when a graph is read or walked.
+"""

@@ -50,6 +50,17 @@ class Hit:
             "score": self.score,
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """The object that a search prints: the citation's fields, metadata and ranks."""
+        cited = self.citation()
+        return {
+            "document_id": cited.pop("document_id"),
+            "passage_id": cited.pop("id"),
+            **cited,
+            "metadata": dict(self.passage.metadata),
+            "ranks": dict(self.ranks),
+        }
+
 
 @runtime_checkable
 class Retriever(Protocol):

@@ -40,7 +40,11 @@ def serve(home: Path, **settings: Any) -> Iterator[Server]:
     """The whole service on a free port; settings are variables RAGWRIGHT_..., in small letters."""
     given = {
         f"RAGWRIGHT_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
-        for name, value in {"rate_per_minute": 10**7, "concurrency_per_key": 10**4, **settings}.items()
+        for name, value in {
+            "rate_per_minute": 10**7,
+            "concurrency_per_key": 10**4,
+            **settings,
+        }.items()
     }
     environment = {**os.environ, "RAGWRIGHT_HOME": str(home), "OMP_NUM_THREADS": "1", **given}
     log = home / "serve.log"

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from graphs.table import GRAPH_RETRIEVERS
 from inference import Engine, EngineConfig
 from inference.engine import ENGINES
 from inference.suggest import nearest
@@ -38,7 +39,7 @@ class ResourcePool:
         return engine
 
     async def retriever(self, config: RetrieverConfig, index: Path) -> Retriever:
-        """The retriever of this configuration over an index folder, opened on first use."""
+        """The retriever of this configuration over an index or graph, opened on first use."""
         key = (type(config), config, index)
         retriever: Retriever = await self._once(key, lambda: config.open(index))
         return retriever
@@ -78,24 +79,35 @@ class Resources:
         pool: ResourcePool,
         *,
         index: Path | None = None,
+        graph: Path | None = None,
         overrides: Overrides | None = None,
     ) -> None:
         self.spec = spec
         self.pool = pool
-        self.index = index
+        self.index, self.graph = index, graph
         self.overrides = overrides or Overrides()
         self.engines: dict[str, EngineConfig] = {}
         self.retrievers: dict[str, RetrieverConfig] = {}
         for name, resource in spec.resources.items():
-            if resource.use in RETRIEVERS:
-                self.retrievers[name] = _configure(RETRIEVERS[resource.use], name, resource.options)
+            row = RETRIEVERS.get(resource.use) or GRAPH_RETRIEVERS.get(resource.use)
+            if row is not None:
+                self.retrievers[name] = _configure(row, name, resource.options)
+                self._folder(name)
             else:
                 self.engines[name] = self._engine_config(name, resource)
-        if self.retrievers and index is None:
+
+    def _folder(self, name: str) -> Path:
+        """The index or graph that a retriever searches; raises WorkflowInputError without one."""
+        walks = self.spec.resources[name].use in GRAPH_RETRIEVERS
+        folder = self.graph if walks else self.index
+        if folder is None:
+            what, remedy = ("documents", "--docs PATH or --index DIR")
+            if walks:
+                what, remedy = ("a graph", "--graph PATH")
             raise WorkflowInputError(
-                f"workflow {spec.name!r} searches documents (resource "
-                f"{next(iter(self.retrievers))!r}); give --docs PATH or --index DIR"
+                f"workflow {self.spec.name!r} searches {what} (resource {name!r}); give {remedy}"
             )
+        return folder
 
     def _engine_config(self, name: str, resource: ResourceSpec) -> EngineConfig:
         use = self.overrides.engine or resource.use
@@ -113,8 +125,7 @@ class Resources:
 
     async def retriever(self, name: str) -> Retriever:
         """The retriever resource of this name."""
-        assert self.index is not None, "checked when the resources were configured"
-        return await self.pool.retriever(self.retrievers[name], self.index)
+        return await self.pool.retriever(self.retrievers[name], self._folder(name))
 
     async def open(self) -> None:
         """Open everything now, so that a bad model or index is refused before a run begins.
@@ -141,14 +152,25 @@ class Resources:
                 )
 
     def for_child(self, spec: WorkflowSpec) -> Resources:
-        """The resources of a sub-workflow, over the same pool, index and overrides."""
-        return Resources(spec, self.pool, index=self.index, overrides=self.overrides)
+        """The resources of a sub-workflow, over the same pool, index, graph and overrides."""
+        return Resources(
+            spec, self.pool, index=self.index, graph=self.graph, overrides=self.overrides
+        )
 
 
 def retrieves(workflow: Workflow) -> bool:
-    """True if the workflow, or one it calls, declares a retriever."""
-    own = any(resource.use in RETRIEVERS for resource in workflow.spec.resources.values())
-    return own or any(retrieves(child) for child in workflow.children.values())
+    """True if the workflow, or one it calls, declares a retriever over documents."""
+    return _declares(workflow, RETRIEVERS)
+
+
+def uses_graph(workflow: Workflow) -> bool:
+    """True if the workflow, or one it calls, declares a retriever over a graph."""
+    return _declares(workflow, GRAPH_RETRIEVERS)
+
+
+def _declares(workflow: Workflow, table: Mapping[str, Any]) -> bool:
+    own = any(resource.use in table for resource in workflow.spec.resources.values())
+    return own or any(_declares(child, table) for child in workflow.children.values())
 
 
 def _configure(config: type[Any], name: str, options: Mapping[str, Any]) -> Any:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from graphs import manifest as graph_manifest
+from graphs.cache import graph_for
 from inference import Budget
 from inference.models.manifest import sha256
 from retrieval.build import Progress
@@ -19,7 +21,7 @@ from workflows.errors import WorkflowInputError
 from workflows.events import Sink
 from workflows.keeping import Keeping
 from workflows.loading import Workflow, load_from, load_workflow, parse_input
-from workflows.resources import Overrides, ResourcePool, Resources, retrieves
+from workflows.resources import Overrides, ResourcePool, Resources, retrieves, uses_graph
 from workflows.runtime import RunOptions, RunResult, RunStatus, execute
 from workflows.scope import budget_of
 from workflows.shelves import SHIPPED, Bundle, shipped_workflows
@@ -54,14 +56,11 @@ def prepare(order: RunOrder, progress: Progress | None = None) -> RunManifest:
     """
     workflow = load_workflow(order.workflow)
     inputs = workflow.check_inputs({**order.inputs, **_read(workflow, order.texts)})
-    if order.graph is not None:
-        raise WorkflowInputError(
-            f"workflow {workflow.spec.name!r} uses no graph; leave --graph {order.graph} out"
-        )
     _budget(workflow, inputs, order.budget)
+    graph = _graph(workflow, order)
     index = _index(workflow, order, progress)
     overrides = Overrides(order.engine, order.model)
-    Resources(workflow.spec, ResourcePool(), index=index, overrides=overrides)
+    Resources(workflow.spec, ResourcePool(), index=index, graph=graph, overrides=overrides)
     return RunManifest(
         run_id=require_run_id(order.run_id or secrets.token_hex(6)),
         workflow=workflow.spec.name,
@@ -74,6 +73,8 @@ def prepare(order: RunOrder, progress: Progress | None = None) -> RunManifest:
         model=order.model,
         index=None if index is None else str(index.resolve()),
         index_sha256=None if index is None else _fingerprint(index),
+        graph=None if graph is None else str(graph.resolve()),
+        graph_sha256=None if graph is None else graph_manifest.fingerprint(graph),
         budget=order.budget,
         versions={name: _version(name) for name in VERSIONED},
         files=workflow.texts(),
@@ -190,15 +191,21 @@ async def _perform_here(
 
 
 async def _resources(workflow: Workflow, manifest: RunManifest, pool: ResourcePool) -> Resources:
-    """Engines and retrievers of a run, opened; the index must still be what it was."""
+    """Engines and retrievers of a run, opened; index and graph must still be what they were."""
     index = None if manifest.index is None else Path(manifest.index)
     if index is not None and _fingerprint(index) != manifest.index_sha256:
         raise WorkflowInputError(
             f"index {index} changed since run {manifest.run_id} began; rebuild it as it was or "
             "start another run"
         )
+    graph = None if manifest.graph is None else Path(manifest.graph)
+    if graph is not None and graph_manifest.fingerprint(graph) != manifest.graph_sha256:
+        raise WorkflowInputError(
+            f"graph {graph} changed since run {manifest.run_id} began; build it as it was or "
+            "start another run"
+        )
     overrides = Overrides(manifest.engine, manifest.model)
-    resources = Resources(workflow.spec, pool, index=index, overrides=overrides)
+    resources = Resources(workflow.spec, pool, index=index, graph=graph, overrides=overrides)
     await resources.open()
     return resources
 
@@ -225,6 +232,20 @@ def _index(workflow: Workflow, order: RunOrder, progress: Progress | None) -> Pa
             f"workflow {workflow.spec.name!r} searches documents; give --docs PATH or --index DIR"
         )
     return order.index
+
+
+def _graph(workflow: Workflow, order: RunOrder) -> Path | None:
+    if not uses_graph(workflow):
+        if order.graph is not None:
+            raise WorkflowInputError(
+                f"workflow {workflow.spec.name!r} uses no graph; leave --graph {order.graph} out"
+            )
+        return None
+    if order.graph is None:
+        raise WorkflowInputError(
+            f"workflow {workflow.spec.name!r} searches a graph; give --graph PATH"
+        )
+    return graph_for(order.graph)
 
 
 def _read(workflow: Workflow, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class RunManifest:
     model: str | None = None
     index: str | None = None
     index_sha256: str | None = None
+    graph: str | None = None
+    graph_sha256: str | None = None
     budget: Mapping[str, float] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)

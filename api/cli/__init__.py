@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "workflows": ("api.cli.workflows:workflows", "List, draw and validate workflows."),
     "generate": ("api.cli.generate:generate", "Generate text with the local engine."),
     "index": ("api.cli.index:index", "Build, extend and search an index of documents."),
+    "graph": ("api.cli.graph:graph", "Build, extend and search a knowledge graph."),
     "models": ("api.cli.models:models", "List and fetch models."),
     "serve": ("api.cli.serve:serve", "Serve the HTTP API."),
     "keys": ("api.cli.keys:keys", "Say who may use the HTTP API."),

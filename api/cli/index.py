@@ -79,7 +79,7 @@ def search(
     found = config.open(folder).search([text for _, text in asked], config.k if k is None else k)
     if as_json:
         results = [
-            {"id": name, "query": text, "hits": [_hit(hit) for hit in hits]}
+            {"id": name, "query": text, "hits": [hit.to_dict() for hit in hits]}
             for (name, text), hits in zip(asked, found, strict=True)
         ]
         click.echo(json.dumps({"results": results}, ensure_ascii=False))
@@ -88,7 +88,7 @@ def search(
         if queries is not None:
             click.echo(f"[{name}] {text}")
         for rank, hit in enumerate(hits, start=1):
-            _print_hit(rank, hit)
+            print_hit(rank, hit)
 
 
 def _settings(tokens: int | None, overlap: int | None) -> Any:
@@ -99,24 +99,8 @@ def _settings(tokens: int | None, overlap: int | None) -> Any:
     return chunk_settings({key: value for key, value in given.items() if value is not None})
 
 
-def _hit(hit: Hit) -> dict[str, Any]:
-    """A hit as `index search --json` prints it."""
-    passage = hit.passage
-    return {
-        "document_id": passage.document_id,
-        "passage_id": passage.id,
-        "title": passage.title,
-        "source": passage.source,
-        "start": passage.start,
-        "end": passage.end,
-        "text": passage.text,
-        "score": hit.score,
-        "metadata": dict(passage.metadata),
-        "ranks": dict(hit.ranks),
-    }
-
-
-def _print_hit(rank: int, hit: Hit) -> None:
+def print_hit(rank: int, hit: Hit) -> None:
+    """A hit in two lines: rank, score and place, then the text."""
     passage = hit.passage
     place = f"{passage.document_id} [{passage.start}:{passage.end}]"
     click.echo(f"{rank:3}. {hit.score:.4f}  {passage.title or passage.document_id}  ({place})")

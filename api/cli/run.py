@@ -18,7 +18,11 @@ import click
 @click.option("--input", "pairs", multiple=True, metavar="KEY=VALUE", help="An input; repeatable.")
 @click.option("--docs", type=click.Path(path_type=Path), help="Documents: a file or a folder.")
 @click.option("--index", type=click.Path(path_type=Path), help="A folder from `index build`.")
-@click.option("--graph", type=click.Path(path_type=Path), help="A knowledge graph.")
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    help="A graph: .tsv .ttl .nt .graphml, or a built one.",
+)
 @click.option("--engine", help="Use this engine instead of the workflow's.")
 @click.option("--model", help="Use this model instead of the workflow's.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)

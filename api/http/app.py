@@ -17,7 +17,7 @@ from api.http.edge import Edge
 from api.http.errors import known
 from api.http.limits import BodyLimit, Deadline
 from api.http.openai import chat, completions, embeddings, listing
-from api.http.routes import health, metrics, runs, workflows
+from api.http.routes import graphs, health, indexes, metrics, runs, workflows
 from api.http.service import Service
 
 ROUTERS: Sequence[APIRouter] = (
@@ -25,6 +25,8 @@ ROUTERS: Sequence[APIRouter] = (
     metrics.router,
     runs.router,
     workflows.router,
+    indexes.router,
+    graphs.router,
     chat.router,
     completions.router,
     embeddings.router,

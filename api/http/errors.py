@@ -15,6 +15,15 @@ from starlette.responses import JSONResponse
 
 from api.errors import BAD_INPUT
 from api.jobs.errors import IdempotencyConflict, JobFinal, QueueFull, QueueUnavailable, UnknownJob
+from api.library.errors import (
+    BadUpload,
+    Busy,
+    NameTaken,
+    NotReady,
+    QuotaExceeded,
+    StorageFull,
+    UnknownItem,
+)
 from inference.errors import AccessDenied, InferenceError, ModelUnavailable, ServerUnavailable
 from retrieval.errors import RetrievalError
 from workflows.errors import InvalidWorkflow, WorkflowError
@@ -32,6 +41,13 @@ STATUS: dict[type[Exception], int] = {
     ServerUnavailable: 503,
     ModelUnavailable: 503,
     AccessDenied: 502,
+    UnknownItem: 404,
+    NameTaken: 409,
+    Busy: 409,
+    NotReady: 409,
+    QuotaExceeded: 413,
+    BadUpload: 400,
+    StorageFull: 507,
 }
 """Error -> status where it is not that of its kind: 422 for bad input, 500 for a failure."""
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 from redis.asyncio import Redis
 
@@ -18,41 +16,10 @@ from api.http.metrics import Metrics
 from api.http.store import connect
 from api.jobs.queue import JobQueue
 from api.jobs.redis_queue import RedisQueue
+from api.library import Library
 from api.settings import Settings
 from workflows.errors import WorkflowInputError
 from workflows.resources import ResourcePool
-
-
-class Library(Protocol):
-    """What tenants have uploaded, by name; `api.library` keeps it in folders.
-
-    Methods read and write files, so the edge calls them in a thread. A name that the tenant does
-    not have raises an error that answers 404, also where another tenant has it.
-    """
-
-    def index(self, tenant: str, name: str) -> Path:
-        """The folder of an index."""
-        ...
-
-    def graph(self, tenant: str, name: str) -> Path:
-        """The file or folder of a graph."""
-        ...
-
-    def workflow(self, tenant: str, name: str) -> Path:
-        """The file of a workflow."""
-        ...
-
-    def workflows(self, tenant: str) -> Sequence[str]:
-        """Names of the tenant's workflows, sorted."""
-        ...
-
-    def add_workflow(self, tenant: str, name: str, text: str) -> Path:
-        """Keep a workflow that was checked, in place of one of this name."""
-        ...
-
-    def remove_workflow(self, tenant: str, name: str) -> None:
-        """Delete a workflow; runs that were submitted with it have their own copy."""
-        ...
 
 
 @dataclass
@@ -68,7 +35,7 @@ class Service:
     pool: ResourcePool
     keys: KeyStore
     queue: JobQueue
-    library: Library = field(init=False)
+    library: Library
     gate: Gate = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,8 +58,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             "RAGWRIGHT_REDIS_URL is not set; set it, or start a private server with --embedded"
         )
     async with connect(settings.redis_url) as redis, RedisQueue.open(settings) as queue:
-        pool = ResourcePool()
+        pool, library = ResourcePool(), Library()
+        keys = KeyStore(redis, settings.namespace)
         try:
-            yield Service(settings, redis, pool, KeyStore(redis, settings.namespace), queue)
+            yield Service(settings, redis, pool, keys, queue, library)
         finally:
+            await asyncio.to_thread(library.close)
             await asyncio.to_thread(pool.close)

@@ -86,7 +86,7 @@ class Answer:
             reason = self._push(token)
             if reason is not None:
                 break
-        self._emitted = (len(self._text), job.resumed)
+        self._emitted = (len(self._text), job.resumed, 0)
         return reason
 
     def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:

@@ -165,7 +165,7 @@ class _Probe:
 async def probe(
     connection: Connection, model: str, endpoints: Iterable[str], extended: bool
 ) -> Offers:
-    """Ask each endpoint; regex, EBNF and tenants are vLLM's additions, asked where they are known."""
+    """Ask each endpoint; regex, EBNF and tenants are vLLM's additions, asked of those who know."""
     asker = _Probe(connection, model)
     grammars: set[tuple[str, Kind]] = set()
     speaking: set[str] = set()

@@ -1,8 +1,9 @@
 """The engine contract over every row of the engine table, each on a real model.
 
 `native` and `openai` run a tiny one, the latter in a server of transformers, and `ragwright` is the
-`openai` engine over this project's own server; `vllm` runs the default model in vLLM's server where `make vllm-env` was made, and inside this process where vLLM
-is installed (tests/integration runs this file there).
+`openai` engine over this project's own server; `vllm` runs the default model in vLLM's server where
+`make vllm-env` was made, and inside this process where vLLM is installed (tests/integration runs
+this file there).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ S = TypeVar("S", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Tables:
-    """What `use` may name: node kinds, engines and retrievers."""
+    """What `use` may name: node kinds, engines, and retrievers over documents or a graph."""
 
     nodes: Mapping[str, type[Node]]
     engines: Mapping[str, type[EngineConfig]]
@@ -36,11 +36,12 @@ class Tables:
     @classmethod
     def default(cls) -> Tables:
         """The tables of this installation."""
+        from graphs.table import GRAPH_RETRIEVERS
         from inference.engine import ENGINES
         from retrieval.table import RETRIEVERS
         from workflows.nodes import NODES
 
-        return cls(NODES, ENGINES, RETRIEVERS)
+        return cls(NODES, ENGINES, {**RETRIEVERS, **GRAPH_RETRIEVERS})
 
 
 @dataclass

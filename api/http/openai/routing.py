@@ -24,7 +24,9 @@ def build(tag: str) -> APIRouter:
     )
 
 
-async def _ask(request: Request, service: ServiceDep, caller: CallerDep, deadline: DeadlineDep) -> Ask:
+async def _ask(
+    request: Request, service: ServiceDep, caller: CallerDep, deadline: DeadlineDep
+) -> Ask:
     return Ask(service, caller, deadline, request.scope["state"]["request_id"])
 
 

@@ -25,7 +25,6 @@ async def metrics(service: ServiceDep) -> Response:
     counted = service.metrics
     for state, number in (await service.queue.counts()).items():
         counted.jobs.labels(state.value).set(number)
-    if service.gate is not None:
-        for name, value in service.gate.figures().items():
-            counted.engine.labels(name).set(value)
+    for name, value in service.gate.figures().items():
+        counted.engine.labels(name).set(value)
     return Exposition(generate_latest(counted.registry))

@@ -15,7 +15,8 @@ from api.http.errors import ApiError, documented
 from api.http.keys import Scope
 from api.http.routes.bodies import Body, Name
 from api.http.routing import router as build
-from api.http.service import Library, Service
+from api.http.service import Service
+from api.library import Library
 from workflows.diagram import mermaid
 from workflows.errors import Fault, InvalidWorkflow, WorkflowInputError
 from workflows.loading import Workflow, load_from, load_workflow, shipped_workflows

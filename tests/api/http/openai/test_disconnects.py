@@ -1,4 +1,4 @@
-"""Clients that leave at any moment leave nothing behind: no work, no blocks, no tasks, no places."""
+"""Clients that leave at any moment leave nothing behind: no work, blocks, tasks or places."""
 
 from __future__ import annotations
 
