@@ -84,18 +84,24 @@ class Line:
     async def send(self) -> tuple[int, float]:
         """Status and seconds of one request."""
         began = time.perf_counter()
-        if self._idle:
-            reader, writer = self._idle.pop()
-        else:
-            reader, writer = await asyncio.open_connection(
-                self._address.hostname, self._address.port
-            )
+        reader, writer = self._kept() or await asyncio.open_connection(
+            self._address.hostname, self._address.port
+        )
         writer.write(self._request)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
         await reader.readexactly(length)
         self._idle.append((reader, writer))
         return int(head.split()[1]), time.perf_counter() - began
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection that the server has not closed for being idle."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def close(self) -> None:
         """Close the connections."""
