@@ -251,11 +251,11 @@ class Gate:
             del self._at_work[visit.key]
         seconds = self._since - visit.started
         if visit.done and seconds > 0:
-            self.tempo.took(seconds, (self._integral - visit.before) / seconds, visit.pace)
-            recent = self._since - self._last_refusal <= RECENT * (
-                self.tempo.seconds(self.width) or 0
-            )
-            self.width = self.tempo.width(self.width, self.most, recent)
+            company = (self._integral - visit.before) / seconds
+            lately = RECENT * (self.tempo.seconds(self.width) or 0)
+            refusing = self._since - self._last_refusal <= lately
+            self.tempo.took(seconds, company, visit.pace, calm=not refusing)
+            self.width = self.tempo.width(self.width, self.most, refusing)
         self._next()
 
     def _give_up(self, visit: Visit) -> None:

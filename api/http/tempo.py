@@ -17,12 +17,14 @@ class Tempo:
 
     Sequences of one batch share a step, and each more makes the step longer by about the same.
     So the time of a token is a line over the number at work: what it is `alone`, and a `slope`.
-    `service` is what a request would take alone.
+    `service` is what a request would take alone now, `calm` what it took when nobody had to be
+    refused: refusing is work too, and what else burdens the machine counts as well.
     """
 
     def __init__(self, slowdown: float) -> None:
         self.slowdown = slowdown
         self.service: float | None = None
+        self.calm: float | None = None
         self.alone: float | None = None
         self.slope = 0.0
         self._paced = False
@@ -44,12 +46,17 @@ class Tempo:
 
     def patience(self, company: float) -> float | None:
         """Longest wait, in seconds, that keeps the promise with `company` at work."""
-        if self.service is None:
+        lasts = self.seconds(company)
+        if lasts is None or self.service is None:
             return None
-        return max(0.0, HEADROOM * self.slowdown - self.strain(company)) * self.service
+        usual = self.service if self.calm is None else min(self.calm, self.service)
+        return max(0.0, HEADROOM * self.slowdown * usual - lasts)
 
-    def took(self, seconds: float, company: float, pace: float | None) -> None:
-        """A request ended: its seconds at work, the mean number then, seconds per token or None."""
+    def took(self, seconds: float, company: float, pace: float | None, calm: bool) -> None:
+        """A request ended: its seconds at work, the mean number then, seconds per token or None.
+
+        `calm` says that nobody had to be refused lately.
+        """
         if pace is not None:
             self._paced = True
             if company <= LONELY:
@@ -58,7 +65,10 @@ class Tempo:
             elif self.alone is not None:
                 slope = max(0.0, pace - self.alone) / (company - 1)
                 self.slope = _moved(self.slope, slope)
-        self.service = _moved(self.service, seconds / self.strain(company))
+        lasted = seconds / self.strain(company)
+        self.service = _moved(self.service, lasted)
+        if calm:
+            self.calm = _moved(self.calm, lasted)
 
     def width(self, now: int, most: int, refusing: bool) -> int:
         """How many may be at work, given how many may `now`.
