@@ -14,11 +14,12 @@ LLAMACPP := .venv-llamacpp
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test check bench serve tools vllm-env llamacpp-env
+.PHONY: help install models demo test soak check bench serve tools vllm-env llamacpp-env
 
 help:
 	@echo 'make demo      install, fetch the models, answer a question over data/corpus'
 	@echo 'make test      install, fetch the models, run the test suite'
+	@echo 'make soak      the long form of the proofs: kills, stops and floods by the thousand'
 	@echo 'make check     formatting, lint, types, import order'
 	@echo 'make bench     measure speed against the libraries underneath'
 	@echo 'make install   only create $(VENV) and install everything pinned'
@@ -78,6 +79,9 @@ demo: models
 
 test: models
 	$(BIN)/python -m pytest
+
+soak: models
+	$(BIN)/python -m pytest -m soak --timeout 0
 
 check: install
 	$(BIN)/ruff format --check .

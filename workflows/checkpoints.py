@@ -1,9 +1,16 @@
-"""Checkpoint savers with a strict serializer: plain data in, plain data out, never pickle."""
+"""Checkpoint savers: plain data in, plain data out, never pickle, and fenced.
+
+A fence is a number that grows with each attempt at a run. The database itself refuses what an
+overtaken attempt still writes: a trigger compares the saver's number with the newest inside the
+transaction of the write, so there is no moment between check and write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +26,12 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from workflows.keeping import Journal
+from workflows.keeping import Fenced, Journal, NotKept
+
+PRUNED_EVERY = 16
+"""Supersteps between two removals of checkpoints that no resume needs."""
+
+_FENCED = "overtaken by another attempt"
 
 
 def strict_serializer() -> JsonPlusSerializer:
@@ -30,10 +42,134 @@ def strict_serializer() -> JsonPlusSerializer:
 
 
 @asynccontextmanager
-async def sqlite_saver(file: Path) -> AsyncIterator[AsyncSqliteSaver]:
-    """The checkpoints of a run in one SQLite file, which is created if need be."""
+async def sqlite_saver(file: Path, fence: int | None = None) -> AsyncIterator[SqliteSaver]:
+    """The checkpoints of one run in a SQLite file, which is created if need be.
+
+    With a `fence` all savers with a smaller one, also those that are open, raise Fenced.
+    """
     async with aiosqlite.connect(file) as connection:
-        yield AsyncSqliteSaver(connection, serde=strict_serializer())
+        saver = SqliteSaver(connection, serde=strict_serializer())
+        with _told():
+            await saver.setup()
+            await saver.claim(fence or 0)
+        yield saver
+
+
+def postgres_saver(
+    url: str, run_id: str, fence: int
+) -> AbstractAsyncContextManager[BaseCheckpointSaver[Any]]:
+    """The checkpoints of one run in a Postgres database, whose tables are made if need be.
+
+    Savers of the same run with a smaller `fence`, also those that are open, raise Fenced.
+    """
+    from workflows.postgres import saver  # loads psycopg where it is wanted
+
+    return saver(url, run_id, fence)
+
+
+async def prune(saver: BaseCheckpointSaver[Any], run_id: str) -> None:
+    """Remove the checkpoints of a run that resuming it does not need."""
+    await saver.aprune([run_id], strategy="keep_latest")
+
+
+async def discard(saver: BaseCheckpointSaver[Any], run_id: str) -> None:
+    """Remove all checkpoints of a run; for one whose result is kept elsewhere."""
+    await saver.adelete_thread(run_id)
+
+
+class SqliteSaver(AsyncSqliteSaver):
+    """LangGraph's saver, fenced, with errors that say what to do."""
+
+    async def claim(self, fence: int) -> None:
+        """Take the file over from all smaller fences; raises Fenced where there is a larger."""
+        await self.conn.executescript(
+            """
+            CREATE TABLE IF NOT EXISTS fence (one INTEGER PRIMARY KEY CHECK (one = 1), newest);
+            INSERT OR IGNORE INTO fence VALUES (1, 0);
+            """
+        )
+        taken = await self.conn.execute(
+            "UPDATE fence SET newest = ? WHERE newest <= ?", (fence, fence)
+        )
+        await self.conn.commit()
+        if not taken.rowcount:
+            raise Fenced(f"this run was {_FENCED}; this one writes nothing more")
+        # Temporary: a trigger of this connection only, which holds this saver's number.
+        for table in ("checkpoints", "writes"):
+            for act in ("INSERT", "UPDATE", "DELETE"):
+                await self.conn.execute(
+                    f"CREATE TEMP TRIGGER fence_{table}_{act} BEFORE {act} ON main.{table} "
+                    f"WHEN (SELECT newest FROM main.fence) > {int(fence)} "
+                    f"BEGIN SELECT RAISE(ABORT, '{_FENCED}'); END"
+                )
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Keep a checkpoint; raises Fenced, NotKept."""
+        async with self._writing():
+            return await super().aput(config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Keep what one task of a superstep wrote; raises Fenced, NotKept."""
+        async with self._writing():
+            await super().aput_writes(config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Remove every checkpoint of a run; raises Fenced, NotKept."""
+        async with self._writing():
+            await super().adelete_thread(thread_id)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Remove old checkpoints ("keep_latest") or all ("delete"); raises Fenced, NotKept."""
+        if strategy not in ("keep_latest", "delete"):
+            raise ValueError(f"unknown strategy {strategy!r}; use keep_latest or delete")
+        for thread_id in thread_ids:
+            if strategy == "delete":
+                await self.adelete_thread(thread_id)
+                continue
+            async with self._writing(), self.lock:
+                await self._keep_latest(str(thread_id))
+                await self.conn.commit()
+
+    async def _keep_latest(self, thread_id: str) -> None:
+        newest = await self.conn.execute_fetchall(
+            "SELECT checkpoint_ns, max(checkpoint_id), metadata FROM checkpoints "
+            "WHERE thread_id = ? GROUP BY checkpoint_ns",
+            (thread_id,),
+        )
+        heads = {namespace: (head, metadata) for namespace, head, metadata in newest}
+        root = heads.get("", (None, None))[0]
+        for namespace, (head, metadata) in heads.items():
+            # A sub-workflow that a later step of the run has left behind is over.
+            parent = json.loads(metadata or "{}").get("parents", {}).get("")
+            over = bool(namespace) and None not in (root, parent) and parent != root
+            for table in ("checkpoints", "writes"):
+                await self.conn.execute(
+                    f"DELETE FROM {table} "
+                    "WHERE thread_id = ? AND checkpoint_ns = ? AND (? OR checkpoint_id <> ?)",
+                    (thread_id, namespace, over, head),
+                )
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        """Whole or not at all: what fails leaves no transaction open."""
+        with _told():
+            try:
+                yield
+            except sqlite3.Error:
+                await self.conn.rollback()
+                raise
 
 
 class JournalFirst(BaseCheckpointSaver[Any]):
@@ -46,6 +182,7 @@ class JournalFirst(BaseCheckpointSaver[Any]):
         super().__init__(serde=saver.serde)
         self._saver = saver
         self._journal = journal
+        self._supersteps = 0
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """The version that follows, as the saver counts."""
@@ -62,9 +199,14 @@ class JournalFirst(BaseCheckpointSaver[Any]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Keep a checkpoint."""
+        """Keep a checkpoint; now and then remove those before it."""
         await self._journal.flush()
-        return await self._saver.aput(config, checkpoint, metadata, new_versions)
+        kept = await self._saver.aput(config, checkpoint, metadata, new_versions)
+        if not config["configurable"]["checkpoint_ns"]:
+            self._supersteps += 1
+            if self._supersteps % PRUNED_EVERY == 0:
+                await prune(self._saver, config["configurable"]["thread_id"])
+        return kept
 
     async def aput_writes(
         self,
@@ -76,3 +218,19 @@ class JournalFirst(BaseCheckpointSaver[Any]):
         """Keep what one task of a superstep wrote."""
         await self._journal.flush()
         await self._saver.aput_writes(config, writes, task_id, task_path)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """SQLite's errors as what they mean for the run."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        if str(error) != _FENCED:
+            raise
+        raise Fenced(f"this run was {_FENCED}; this one writes nothing more") from error
+    except sqlite3.DatabaseError as error:
+        raise NotKept(
+            f"the checkpoints of this run cannot be written: {error}; see that the disk has room "
+            "and that nothing else holds the file, then resume the run"
+        ) from error

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from langgraph.types import interrupt
+
 from inference import Capability, Engine, Message, Output, Request, SamplingParams, Usage
 from inference.kv import Full
 from retrieval import Hit
@@ -244,6 +246,10 @@ class StepContext:
     async def call_workflow(self, workflow: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs of the sub-workflow that this node was given when the file was loaded."""
         return await self.scope.call_child(self.node, self.task, inputs)
+
+    def ask(self, shown: Mapping[str, Any]) -> Any:
+        """The answer to what is shown; raises GraphInterrupt, which rests the run, without one."""
+        return interrupt({"node": self.scope.path + self.node, **shown})
 
     def _charge(self, usage: Usage) -> None:
         self.usage = self.usage + usage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -109,9 +109,18 @@ def load_workflow(name_or_path: str | Path, *, tables: Tables | None = None) -> 
     return _Loader(Disk(folder, key), tables or Tables.default()).load(key, ())
 
 
-def load_from(shelf: Shelf, key: str, *, tables: Tables | None = None) -> Workflow:
-    """Read and check the workflow of a key, and those it calls, from one shelf."""
-    return _Loader(shelf, tables or Tables.default()).load(key, ())
+def load_from(
+    shelf: Shelf,
+    key: str,
+    *,
+    tables: Tables | None = None,
+    check: Callable[[Draft], None] | None = None,
+) -> Workflow:
+    """Read and check the workflow of a key, and those it calls, from one shelf.
+
+    `check` notes further faults of every text that is not shipped.
+    """
+    return _Loader(shelf, tables or Tables.default(), check).load(key, ())
 
 
 def locate(name_or_path: str | Path) -> tuple[str, Path]:
@@ -129,7 +138,10 @@ def locate(name_or_path: str | Path) -> tuple[str, Path]:
 class _Loader:
     """Loads a workflow and, depth first, the workflows that it calls."""
 
-    def __init__(self, shelf: Shelf, tables: Tables) -> None:
+    def __init__(
+        self, shelf: Shelf, tables: Tables, check: Callable[[Draft], None] | None = None
+    ) -> None:
+        self.check = check
         self.shelf = shelf
         self.tables = tables
 
@@ -138,6 +150,8 @@ class _Loader:
         tree = parse_yaml(self.shelf.text(key), self.shelf.label(key))
 
         def children(draft: Draft) -> dict[str, Workflow]:
+            if self.check is not None and not key.startswith(SHIPPED):
+                self.check(draft)
             return self._children(draft, (*callers, key))
 
         spec, loaded = validate(tree, self.tables, children)

@@ -19,14 +19,16 @@ class Past:
     """What earlier attempts of a resumed run did: their step records and active seconds.
 
     `produced` holds the tokens of generations whose step may run again, by task and call,
-    `requests` what they were asked, as a fingerprint. A step that was killed has a record too,
-    with what the journal knows: the prompt of a generation that was cut off is not counted.
+    `requests` what they were asked, as a fingerprint; `asked` are ids of questions put before. A
+    step that was killed has a record too, with what the journal knows: the prompt of a generation
+    that was cut off is not counted.
     """
 
     steps: Sequence[Mapping[str, Any]] = ()
     seconds: float = 0.0
     produced: Mapping[Generation, tuple[int, ...]] = field(default_factory=dict)
     requests: Mapping[Generation, str] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
 
     @property
     def usage(self) -> Usage:
@@ -41,7 +43,7 @@ def past_of(events: Iterable[Mapping[str, Any]]) -> Past:
         reader.take(event)
     reader.close()
     produced = {key: tuple(tokens) for key, tokens in reader.produced.items()}
-    return Past(reader.steps, reader.seconds, produced, reader.requests)
+    return Past(reader.steps, reader.seconds, produced, reader.requests, frozenset(reader.asked))
 
 
 def step_record(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,6 +70,7 @@ class _Reader:
         self.seconds = 0.0
         self.produced: dict[Generation, list[int]] = {}
         self.requests: dict[Generation, str] = {}
+        self.asked: set[str] = set()
         self._open: dict[str, _Open] = {}
 
     def take(self, event: Mapping[str, Any]) -> None:
@@ -79,6 +82,8 @@ class _Reader:
             self._open[event["task"]] = _Open(event)
         elif kind == "step_finished":
             self._finish(event)
+        elif kind == "asked":
+            self.asked.update(ask["id"] for ask in event["asks"])
         elif kind == "tokens_produced":
             self._produce(event)
         elif kind == "model_called" and (step := self._open.get(event["task"])):

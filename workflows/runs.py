@@ -16,6 +16,7 @@ from inference.models.manifest import sha256
 from retrieval.build import Progress
 from retrieval.cache import index_for_docs
 from retrieval.manifest import read_manifest
+from workflows.answers import read_answers
 from workflows.checkpoints import JournalFirst, sqlite_saver
 from workflows.errors import WorkflowInputError
 from workflows.events import Sink
@@ -116,6 +117,7 @@ async def perform(
         past=keeping.past,
         tenant=manifest.tenant if tenant is None else tenant,
         journalled=True,
+        answers=keeping.answers,
     )
     async with keeping.saver() as saver:
         kept = JournalFirst(saver, keeping.journal)
@@ -149,14 +151,17 @@ async def resume_run(
     budget: Mapping[str, float] | None = None,
     sinks: Sequence[Sink] = (),
     stream_text: bool = False,
+    answers: Sequence[str] = (),
 ) -> RunResult:
     """Go on with a run at its last finished step; a completed run gives its result again.
 
-    Raises WorkflowInputError if the workflow or the index is no longer what it was.
+    `answers` are texts `[ID=]ANSWER` for what the run waits for. Raises BadAnswer, and
+    WorkflowInputError if the workflow or the index is no longer what it was.
     """
     folder = RunFolder.existing(run_id)
-    done = folder.result()
-    if done is not None and done["status"] == RunStatus.COMPLETED:
+    done = folder.result() or {}
+    given = read_answers(done.get("asks", ()), answers)
+    if done.get("status") == RunStatus.COMPLETED:
         return RunResult(**{**done, "status": RunStatus.COMPLETED})
     manifest = folder.manifest()
     if load_workflow(manifest.workflow_file).texts() != manifest.files:
@@ -167,7 +172,7 @@ async def resume_run(
     manifest = replace(manifest, budget={**(manifest.budget or {}), **(budget or {})})
     pool = ResourcePool()
     try:
-        return await _perform_here(folder, manifest, pool, sinks, stream_text, resumed=True)
+        return await _perform_here(folder, manifest, pool, sinks, stream_text, given, resumed=True)
     finally:
         pool.close()
 
@@ -178,13 +183,14 @@ async def _perform_here(
     pool: ResourcePool,
     sinks: Sequence[Sink],
     stream_text: bool,
+    answers: Mapping[str, Any] | None = None,
     *,
     resumed: bool = False,
 ) -> RunResult:
     """One attempt, kept in the run's folder."""
     with folder.working() as journal:
         past = folder.past() if resumed else None
-        keeping = Keeping(journal, lambda: sqlite_saver(folder.checkpoints), past)
+        keeping = Keeping(journal, lambda: sqlite_saver(folder.checkpoints), past, answers or {})
         result = await perform(manifest, pool, keeping, sinks=sinks, stream_text=stream_text)
         folder.finish(result.to_dict())
         return result

@@ -10,12 +10,14 @@ from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphRecursionError, InvalidUpdateError
+from langgraph.types import Command, Interrupt
 
 from inference import Budget, InferenceError
 from retrieval import RetrievalError
+from workflows.answers import check_answers
 from workflows.compiler import compile_graph, initial_state
 from workflows.errors import WorkflowError
-from workflows.events import Event, RunFinished, RunStarted, Sink, StepFinished
+from workflows.events import Asked, Event, RunFinished, RunStarted, Sink, StepFinished
 from workflows.expressions import Template
 from workflows.keeping import Fenced, NotKept
 from workflows.ledger import ledger_of
@@ -25,6 +27,9 @@ from workflows.past import Past, step_record
 from workflows.resources import Resources
 from workflows.scope import Scope, budget_of
 
+INTERRUPT = "__interrupt__"
+"""Under what LangGraph returns the questions that the graph stopped at."""
+
 
 class RunStatus(StrEnum):
     """How a run stands."""
@@ -33,7 +38,7 @@ class RunStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
-    """Stopped by its budget with a partial result; it can be resumed."""
+    """Stopped by its budget with a partial result, or waiting for an answer; it can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,10 @@ class RunResult:
     usage: dict[str, int | float]
     error: dict[str, str] | None = None
     ledger: dict[str, Any] = field(default_factory=dict)
+    asks: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that `ragwright run --json` prints."""
+        """The object that `ragwright run --json` prints; `asks` where it waits for answers."""
         return {
             "run_id": self.run_id,
             "workflow": self.workflow,
@@ -60,6 +66,7 @@ class RunResult:
             "usage": self.usage,
             "error": self.error,
             "ledger": self.ledger,
+            **({"asks": self.asks} if self.asks else {}),
         }
 
 
@@ -75,6 +82,7 @@ class RunOptions:
     past: Past | None = None
     tenant: str = ""
     journalled: bool = False
+    answers: Mapping[str, Any] = field(default_factory=dict)
 
 
 async def execute(
@@ -87,13 +95,17 @@ async def execute(
     """Run a workflow; a failing run is a result with an error, not an exception.
 
     With a saver every finished superstep is on disk before the next begins; `options.past` says
-    that the run goes on from there.
+    that the run goes on from there. Raises BadAnswer, with nothing done, for `options.answers`
+    that cannot be taken.
     """
-    run = _Run(workflow, inputs, resources, options)
+    run = _Run(workflow, inputs, resources, options, saver)
+    start = await run.beginning()
     status, error = RunStatus.COMPLETED, None
     state: Mapping[str, Any] = {}
     try:
-        state = await run.to_the_end(saver)
+        state = await run.to_the_end(start)
+        if run.asks:
+            status = RunStatus.INTERRUPTED
     except BudgetExhausted as caught:
         status, error = RunStatus.INTERRUPTED, _error(caught)
     except asyncio.CancelledError:
@@ -144,6 +156,7 @@ class _Run:
         inputs: Mapping[str, Any],
         resources: Resources,
         options: RunOptions,
+        saver: BaseCheckpointSaver[Any] | None,
     ) -> None:
         self.workflow = workflow
         self.options = options
@@ -164,6 +177,13 @@ class _Run:
             journalled=options.journalled,
             past=past,
         )
+        self.asks: list[dict[str, Any]] = []
+        self.durable = saver is not None
+        self.graph = compile_graph(self.scope).compile(checkpointer=saver)
+        self.config: Any = {
+            "configurable": {"thread_id": options.run_id},
+            "recursion_limit": workflow.spec.limits.steps,
+        }
 
     def emit(self, event: Event) -> None:
         if isinstance(event, StepFinished):
@@ -171,17 +191,21 @@ class _Run:
         for sink in self.options.sinks:
             sink(event)
 
-    async def to_the_end(self, saver: BaseCheckpointSaver[Any] | None) -> Mapping[str, Any]:
-        graph = compile_graph(self.scope).compile(checkpointer=saver)
-        config: Any = {
-            "configurable": {"thread_id": self.options.run_id},
-            "recursion_limit": self.workflow.spec.limits.steps,
-        }
-        going_on = (
-            self.options.past is not None
-            and saver is not None
-            and await saver.aget_tuple(config) is not None
-        )
+    async def beginning(self) -> Any:
+        """What the graph is to begin with; None to go on with the newest checkpoint."""
+        waiting: list[dict[str, Any]] = []
+        going_on = False
+        if self.options.past is not None and self.durable:
+            snapshot = await self.graph.aget_state(self.config)
+            going_on = bool(snapshot.values)
+            waiting = [_ask(one) for one in snapshot.interrupts]
+        answers = check_answers(waiting, self.options.answers, earlier=self.past.asked)
+        if answers:
+            return Command(resume=answers)
+        return None if going_on else initial_state(self.scope)
+
+    async def to_the_end(self, start: Any) -> Mapping[str, Any]:
+        """The state in which the graph ends, or rests because it asks something."""
         self.emit(
             RunStarted(
                 self.options.run_id,
@@ -191,11 +215,12 @@ class _Run:
                 self.options.past is not None,
             )
         )
-        final: Mapping[str, Any] = await graph.ainvoke(
-            None if going_on else initial_state(self.scope),
-            config,
-            durability="sync" if saver is not None else None,
+        final: dict[str, Any] = await self.graph.ainvoke(
+            start, self.config, durability="sync" if self.durable else None
         )
+        self.asks = [_ask(one) for one in final.pop(INTERRUPT, ())]
+        if self.asks:
+            self.emit(Asked(tuple(self.asks)))
         return final
 
     def finish(
@@ -222,9 +247,14 @@ class _Run:
             usage,
             error,
             ledger_of(steps, usage["seconds"]),
+            self.asks,
         )
         self.emit(RunFinished(result.to_dict()))
         return result
+
+
+def _ask(waiting: Interrupt) -> dict[str, Any]:
+    return {"id": waiting.id, **waiting.value}
 
 
 def mark_superseded(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

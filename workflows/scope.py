@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from langgraph.errors import GraphBubbleUp
 from pydantic import ValidationError
 
-from inference import Budget
+from inference import Budget, Usage
 from workflows.context import StepContext
 from workflows.errors import WorkflowError
 from workflows.events import Event, StepFinished, StepStarted
@@ -119,28 +120,33 @@ class Scope:
         self.emit(StepStarted(node, plan.use, task, started_at := time.time()))
         began = time.perf_counter()
         error: dict[str, str] | None = None
+        waits = False
         try:
             context.sampling = plan.sampling.resolve(names)
             async with _limited(plan):
                 return plan.rename(await plan.build(names).run(state, context))
+        except GraphBubbleUp:
+            waits = True  # it asks somebody, and will run again with the answer
+            raise
         except BaseException as caught:
             error = {"code": _code(caught), "message": str(caught) or type(caught).__name__}
             raise
         finally:
-            self.emit(
-                StepFinished(
-                    node,
-                    plan.use,
-                    task,
-                    started_at,
-                    time.perf_counter() - began,
-                    self.meter.elapsed,
-                    context.usage,
-                    context.notes,
-                    error,
-                    costs_of(context.stats) if context.stats else {},
+            if not waits or context.usage != Usage():
+                self.emit(
+                    StepFinished(
+                        node,
+                        plan.use,
+                        task,
+                        started_at,
+                        time.perf_counter() - began,
+                        self.meter.elapsed,
+                        context.usage,
+                        context.notes,
+                        error,
+                        costs_of(context.stats) if context.stats else {},
+                    )
                 )
-            )
 
     def child(self, node: str, task: str, inputs: Mapping[str, Any]) -> Scope:
         """The scope of a sub-workflow: own inputs and budget, same pool, seed and events."""

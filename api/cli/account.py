@@ -84,11 +84,20 @@ class Account:
             f"{used['prompt_tokens']} prompt tokens ({used['cached_tokens']} cached), "
             f"{used['completion_tokens']} generated, {used['seconds']:.1f} s"
         )
+        for ask in result.asks:
+            _waiting(result.run_id, ask)
         if result.error is not None:
             remedy = f"; go on with: ragwright run --resume {result.run_id}"
             click.echo(
                 f"ragwright: run {result.status.value}: {result.error['message']}{remedy}", err=True
             )
+
+
+def _waiting(run_id: str, ask: dict[str, Any]) -> None:
+    click.secho(f"\n{ask['node']} asks: {_text(ask['ask'])}", bold=True)
+    if ask.get("choices"):
+        click.echo(f"  one of: {_text(ask['choices'])}")
+    click.echo(f"  answer with: ragwright run --resume {run_id} --answer {ask['id']}=ANSWER")
 
 
 def _costs(step: StepFinished) -> list[str]:

@@ -83,18 +83,19 @@ def retry(job_id: str, as_json: bool) -> None:
 @jobs.command()
 @click.argument("job_id", metavar="ID")
 @click.option(
-    "--answer", "texts", multiple=True, metavar="[ASK=]TEXT", help="An answer; repeatable."
+    "--answer", "texts", multiple=True, metavar="[ID=]TEXT", help="An answer; repeatable."
 )
 @click.option("--budget", "limits", multiple=True, metavar="KEY=VALUE", help="A higher limit.")
 @json_option
 def resume(job_id: str, texts: Sequence[str], limits: Sequence[str], as_json: bool) -> None:
     """Answer a job that waits, or raise the budget of one that was interrupted."""
     from api.cli.run import budget_of
+    from workflows.answers import read_answers
 
     budget = budget_of(limits)
 
     async def answer(queue: RedisQueue) -> Job:
-        answers = _answers(await queue.get(job_id), texts)
+        answers = read_answers((await queue.get(job_id)).asks, texts)
         return await queue.resume(job_id, answers=answers, budget=budget)
 
     _show(_ask(answer), as_json)
@@ -137,9 +138,13 @@ def conclude(job: Job, as_json: bool) -> int:
     if as_json:
         _print(job.to_dict())
     elif job.result is not None:
-        facts = {**job.result, "status": RunStatus(job.result["status"]), "error": None}
-        result = RunResult(**facts)  # what is wrong is told below, with the job's remedy
-        Account(quiet=True).conclude(result)
+        # What is wrong or asked is told below, with a job's remedy instead of a run's.
+        plain: dict[str, Any] = {
+            "status": RunStatus(job.result["status"]),
+            "error": None,
+            "asks": [],
+        }
+        Account(quiet=True).conclude(RunResult(**{**job.result, **plain}))
     if not as_json and state != "completed":
         told = [f"job {job.id} is {state}", *([job.error["message"]] if job.error else ())]
         told += [f"it asks {ask['id']!r}: {_shown(ask)}" for ask in job.asks]
@@ -160,27 +165,6 @@ def _ask(question: Callable[[RedisQueue], Awaitable[T]]) -> T:
             return await question(queue)
 
     return asyncio.run(ask())
-
-
-def _answers(job: Job, texts: Sequence[str]) -> dict[str, str]:
-    """Answers by what they answer; the only question need not be named."""
-    from workflows.errors import WorkflowInputError
-
-    ids = [str(ask["id"]) for ask in job.asks]
-    answers: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or name not in ids:
-            if len(ids) != 1:
-                raise WorkflowInputError(
-                    f"--answer {text!r} must begin with what it answers: ASK=, one of "
-                    f"{', '.join(ids) or 'none (the job asks nothing)'}"
-                )
-            name, value = ids[0], text
-        if name in answers:
-            raise WorkflowInputError(f"--answer for {name!r} is given twice")
-        answers[name] = value
-    return answers
 
 
 def _show(job: Job, as_json: bool) -> None:

@@ -29,6 +29,7 @@ import click
 @click.option("--budget", "limits", multiple=True, metavar="KEY=VALUE", help="tokens, seconds ...")
 @click.option("--run-id", help="Name of the run; made up if left out.")
 @click.option("--resume", metavar="RUN_ID", help="Go on with an interrupted run.")
+@click.option("--answer", "answers", multiple=True, metavar="[ID=]TEXT", help="With --resume.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write every event as JSONL.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def run(workflow: str | None, **options: Any) -> None:
@@ -45,6 +46,8 @@ def run(workflow: str | None, **options: Any) -> None:
 
     if (workflow is None) == (options["resume"] is None):
         raise WorkflowInputError("give a WORKFLOW to start a run, or --resume RUN_ID, one of them")
+    if options["answers"] and options["resume"] is None:
+        raise WorkflowInputError("--answer goes with --resume RUN_ID, the run that asked")
     if options["docs"] is not None and options["index"] is not None:
         raise WorkflowInputError("--docs and --index name two sources; give one of them")
     as_json, trace = options.pop("as_json"), options["trace"]
@@ -58,7 +61,13 @@ def run(workflow: str | None, **options: Any) -> None:
             sinks.append(_trace_sink(handle))
         progress = closing.enter_context(build_progress())
         if options["resume"] is not None:
-            job = resume_run(options["resume"], budget_of(options["limits"]), sinks, account.live)
+            job = resume_run(
+                options["resume"],
+                budget_of(options["limits"]),
+                sinks,
+                account.live,
+                options["answers"],
+            )
         else:
             assert workflow is not None
             job = start_run(order_of(workflow, options), sinks, account.live, progress)

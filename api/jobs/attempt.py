@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,12 +15,13 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from api.errors import BAD_INPUT
 from api.jobs.errors import QueueUnavailable
-from api.jobs.job import Claim, Job
+from api.jobs.job import Claim, Job, JobState
 from api.jobs.journal import StreamJournal
 from api.jobs.redis_queue import RedisQueue
-from workflows.checkpoints import sqlite_saver
+from inference import Usage
+from workflows.checkpoints import discard, postgres_saver, sqlite_saver
 from workflows.events import Sink
-from workflows.keeping import Fenced, Keeping
+from workflows.keeping import Fenced, Keeping, NotKept
 from workflows.past import past_of
 from workflows.resources import ResourcePool
 from workflows.runs import perform
@@ -96,10 +96,21 @@ class Attempt:
             return None
         finally:
             keeper.cancel()
-        if job.state.value in ("completed", "cancelled"):
-            await asyncio.to_thread(forget, job_id)
+        if job.state in (JobState.COMPLETED, JobState.CANCELLED):
+            await self._discard()
         log.info("job %s is %s after attempt %d", job_id, job.state.value, job.attempt)
         return job
+
+    async def _discard(self) -> None:
+        """Remove the checkpoints of a job that is over; its result stands in its record."""
+        if self._queue.settings.postgres_url is None:
+            await asyncio.to_thread(forget, self._claim.job.id)
+            return
+        try:
+            async with self._saver() as saver:
+                await discard(saver, self._claim.job.id)
+        except (Fenced, NotKept) as error:
+            log.warning("job %s: its checkpoints stay: %s", self._claim.job.id, error)
 
     async def _ended(self) -> Job:
         queue, claim = self._queue, self._claim
@@ -141,8 +152,8 @@ class Attempt:
                 self._run.cancel()
             try:
                 return await self._run
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
+            except NotKept as error:
+                if "locked" not in str(error.__cause__):
                     raise
                 log.warning("job %s: its checkpoints are locked; trying again", self._claim.job.id)
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -159,9 +170,16 @@ class Attempt:
         )
 
     def _saver(self) -> AbstractAsyncContextManager[BaseCheckpointSaver[Any]]:
-        file = checkpoints_of(self._claim.job.id)
+        job_id, fence, url = (
+            self._claim.job.id,
+            self._claim.fence,
+            self._queue.settings.postgres_url,
+        )
+        if url is not None:
+            return postgres_saver(url, job_id, fence)
+        file = checkpoints_of(job_id)
         file.parent.mkdir(parents=True, exist_ok=True)
-        return sqlite_saver(file)
+        return sqlite_saver(file, fence)
 
     async def _keep_lease(self) -> None:
         """Renew the lease and look at the cancel flag while the attempt lasts."""
@@ -194,15 +212,10 @@ class Attempt:
 
 def _cancelled(claim: Claim) -> dict[str, Any]:
     """The result of a run that was cancelled before it began."""
-    return {
-        "run_id": claim.job.id,
-        "workflow": claim.job.manifest["workflow"],
-        "status": "cancelled",
-        "outputs": {},
-        "steps": [],
-        "usage": {},
-        "error": {"code": "cancelled", "message": "cancelled"},
-    }
+    job, error = claim.job, {"code": "cancelled", "message": "cancelled"}
+    usage = Usage().to_dict() | {"seconds": 0.0}
+    workflow = job.manifest["workflow"]
+    return RunResult(job.id, workflow, RunStatus.CANCELLED, {}, [], usage, error).to_dict()
 
 
 def _problem(error: Exception) -> dict[str, str]:

@@ -29,9 +29,14 @@ LOST = (*FAILURES, ConnectionClosed)
 
 
 class Gate:
-    """Free threads of this process, and what consumers wait for."""
+    """Free threads of this process, and what consumers wait for.
+
+    Consumers fetch in turn, holding `fetching`, so that one who finds nothing keeps no slot from
+    the others.
+    """
 
     def __init__(self, slots: int) -> None:
+        self.fetching = threading.Lock()
         self._free = slots
         self._closed = False
         self._changes = 0
@@ -42,13 +47,14 @@ class Gate:
         """Grows whenever there is reason to look again."""
         return self._changes
 
-    def take(self) -> bool:
-        """Take a slot if one is free."""
+    def is_open(self) -> bool:
+        """Whether a message may be fetched."""
+        return self._free > 0 and not self._closed
+
+    def take(self) -> None:
+        """Take a slot, for a message that was fetched."""
         with self._changed:
-            if self._closed or self._free == 0:
-                return False
             self._free -= 1
-            return True
 
     def give(self) -> None:
         """Give a slot back."""
@@ -138,22 +144,23 @@ class GatedConsumer(Consumer):
         return message
 
     def _fetch(self) -> MessageProxy | None:
+        gate = self._broker.gate
         self._make_up()
-        for queue in self._above:
-            if self._broker.waiting(queue):
-                self._broker.gate.wait(self._broker.gate.changes, YIELD_SECONDS)
-                return None
-        if not self._broker.gate.take():
+        if not gate.is_open():
             self._broker.do_qsize(self._queue)  # a heartbeat, as every command is
             return None
-        message: MessageProxy | None = None
-        try:
+        if any(self._broker.waiting(queue) for queue in self._above):
+            gate.wait(gate.changes, YIELD_SECONDS)
+            gate.wake()
+            return None
+        with gate.fetching:
+            if not gate.is_open():
+                return None
             self._inner.prefetch = self._inner.outstanding_message_count + 1
-            message = next(self._inner)
-        finally:
-            if message is None:
-                self._broker.gate.give()
-        return message
+            message: MessageProxy | None = next(self._inner)
+            if message is not None:
+                gate.take()
+            return message
 
     def _make_up(self) -> None:
         while self._unacked:

@@ -10,6 +10,7 @@ from api.jobs.errors import JobFinal
 from api.jobs.job import Job, JobState
 from inference import Budget
 from inference.suggest import nearest
+from workflows.answers import check_answers
 from workflows.errors import WorkflowInputError
 
 
@@ -19,7 +20,7 @@ def changes(
     answers: Mapping[str, Any] | None,
     budget: Mapping[str, float] | None,
 ) -> tuple[dict[str, Any], dict[str, float] | None]:
-    """All answers given so far and the limits that now hold; raises WorkflowInputError, JobFinal.
+    """All answers given so far and the limits that now hold; raises WorkflowInputError.
 
     `before` are the answers of earlier resumes.
     """
@@ -29,11 +30,8 @@ def changes(
         raise WorkflowInputError(f"job {job.id} waits for answers to {_ids(job)}; give them")
     if job.state is JobState.INTERRUPTED and not budget:
         raise WorkflowInputError(f"job {job.id} has spent its budget; give a higher one")
-    known = {str(ask["id"]) for ask in job.asks}
-    for name in answers or ():
-        if name not in known:
-            raise WorkflowInputError(f"job {job.id} asks no {name!r}; it asks {_ids(job)}")
-    return {**before, **(answers or {})}, _limits(job, budget or {})
+    given = check_answers(job.asks, answers or {})
+    return {**before, **given}, _limits(job, budget or {})
 
 
 def _limits(job: Job, budget: Mapping[str, float]) -> dict[str, float] | None:

@@ -66,7 +66,16 @@ def _run(ragwright: Ragwright, *arguments: object) -> dict[str, Any]:
 
 def test_the_json_object_has_the_keys_scripts_rely_on(ragwright: Ragwright, greet: Path) -> None:
     result = _run(ragwright, greet, "--input", "name=Ada", "--input", "times=3")
-    assert list(result) == ["run_id", "workflow", "status", "outputs", "steps", "usage", "error"]
+    assert list(result) == [
+        "run_id",
+        "workflow",
+        "status",
+        "outputs",
+        "steps",
+        "usage",
+        "error",
+        "ledger",
+    ]
     assert (result["status"], result["error"]) == ("completed", None)
     assert result["outputs"] == {"answer": "Ada x3"}
     assert set(result["usage"]) == {

@@ -1,7 +1,7 @@
 """Five times what a server can do, from outside: who is let in is served in time, the rest is told.
 
-The short form has margins, because a machine of two cores also runs the client; `--soak` holds
-the promise itself for a minute.
+The short form has margins, because a machine of two cores also runs the client; `make soak`
+holds the promise itself for a minute.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "retrieve": ({"query": "why"}, {}),
     "generate": ({"prompt": "Why?"}, {}),
     "workflow": ({"name": "closed_book", "inputs": {"question": "Why?"}}, {}),
+    "interrupt": ({"ask": "Go on?", "choices": ["yes", "no"]}, {}),
     "reader.answer": ({"question": "Why?", "passages": [HIT]}, {}),
     "auto_rag.open": ({"question": "Why?"}, {}),
     "auto_rag.turn": ({}, AUTO_RAG),
@@ -70,6 +71,10 @@ class _Context:
     async def call_workflow(self, workflow: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         self.called.add("call_workflow")
         return {"answer": "x"}
+
+    def ask(self, shown: Mapping[str, Any]) -> Any:
+        self.called.add("ask")
+        return shown["choices"][0]
 
     def note(self, **facts: Any) -> None:
         self.notes.update(facts)

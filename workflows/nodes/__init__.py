@@ -12,6 +12,7 @@ from workflows.nodes.auto_rag import (
 )
 from workflows.nodes.base import Node
 from workflows.nodes.basic import CallWorkflow, Generate, Retrieve, Set
+from workflows.nodes.interrupt import Interrupt
 from workflows.nodes.reader import ReaderAnswer
 
 NODES: dict[str, type[Node]] = {
@@ -19,6 +20,7 @@ NODES: dict[str, type[Node]] = {
     "retrieve": Retrieve,
     "generate": Generate,
     "workflow": CallWorkflow,
+    "interrupt": Interrupt,
     "reader.answer": ReaderAnswer,
     "auto_rag.open": AutoRAGOpen,
     "auto_rag.turn": AutoRAGTurn,

@@ -47,6 +47,13 @@ class NodeContext(Protocol):
         """Outputs of another workflow, run inside this one's budget and checkpoints."""
         ...
 
+    def ask(self, shown: Mapping[str, Any]) -> Any:
+        """The answer to what is shown; without one the run stops here and waits for it.
+
+        A node that asks is run again from its beginning, so it asks before it spends anything.
+        """
+        ...
+
     def note(self, **facts: Any) -> None:
         """Add facts to the step's record in the trace."""
         ...

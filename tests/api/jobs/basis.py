@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from api.jobs.job import Claim
 from api.jobs.redis_queue import RedisQueue
 from api.settings import Settings
+from inference import Usage
+from workflows.runtime import RunResult, RunStatus
 from workflows.store import RunManifest
 
 T = TypeVar("T")
@@ -31,7 +33,10 @@ def order(**facts: Any) -> RunManifest:
 
 def result(status: str = "completed", **facts: Any) -> dict[str, Any]:
     """The result of an attempt."""
-    return {"status": status, "outputs": {"answer": "42"}, "error": None, **facts}
+    outputs = {"answer": "42"}
+    usage = Usage().to_dict() | {"seconds": 0.0}
+    made = RunResult("r", "tally", RunStatus(status), outputs, [], usage)
+    return {**made.to_dict(), **facts}
 
 
 def with_queue(settings: Settings, work: Callable[[RedisQueue], Awaitable[T]]) -> T:

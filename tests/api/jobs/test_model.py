@@ -203,11 +203,12 @@ class QueueMachine(RuleBasedStateMachine):
             found, _ = self.do(self.queue.list(state=state, tenant=""))
             assert len(found) == states[state]
         space = self.queue.settings.namespace
-        client = self.queue.client
-        assert self.do(client.zcard(f"{space}:leases")) == states[JobState.RUNNING]
-        waiting = self.do(client.zcard(f"{space}:outbox"))
-        waiting += self.do(client.zcard(f"{space}:sent:normal"))
-        assert waiting == states[JobState.QUEUED], "each queued job has a message, or is due one"
+        pipe = self.queue.client.pipeline(transaction=True)
+        for name in ("leases", "outbox", "sent:normal"):
+            pipe.zcard(f"{space}:{name}")
+        leased, due, sent = self.do(pipe.execute())
+        assert leased == states[JobState.RUNNING]
+        assert due + sent == states[JobState.QUEUED], "each has a message, or is due one"
 
     @invariant()
     def ends_are_told_once(self) -> None:
