@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 
 def test_overload_sheds(server: Server) -> None:
-    _judge(server, seconds=8, alone=25, slowdown=4.0, refusal=0.5)
+    _judge(server, seconds=5, alone=15, slowdown=4.0, refusal=0.5)
 
 
 @pytest.mark.soak

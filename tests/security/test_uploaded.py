@@ -82,7 +82,8 @@ def test_what_the_operator_allows_is_taken() -> None:
 
 def test_all_faults_come_at_once() -> None:
     text = PLAIN.replace(
-        "engine: {use: native}", "engine: {use: openai, base_url: 'http://x', api_key_env: RAGWRIGHT_X}"
+        "engine: {use: native}",
+        "engine: {use: openai, base_url: 'http://x', api_key_env: RAGWRIGHT_X}",
     ).replace("from: say, to: part", "from: say, to: prt")
     with pytest.raises(InvalidWorkflow) as caught:
         check_uploaded(text, FILES)

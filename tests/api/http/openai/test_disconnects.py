@@ -170,7 +170,8 @@ def test_a_generation_stops_within_a_step_or_so(stream: bool, roomy: Site) -> No
     async def leave() -> None:
         address = urlsplit(roomy.url)
         _, writer = await asyncio.open_connection(address.hostname, address.port)
-        body = {"model": "default", "messages": TURNS, "stream": stream}
+        # Some 30,000 tokens, which take far longer than the seconds that are waited below.
+        body = {"model": "default", "messages": TURNS, "stream": stream, "n": 64}
         writer.write(_wire(roomy, "/v1/chat/completions", body))
         async with asyncio.timeout(10):
             while not running_now:
@@ -180,4 +181,4 @@ def test_a_generation_stops_within_a_step_or_so(stream: bool, roomy: Site) -> No
 
     for _ in range(3):
         asyncio.run(leave())
-        assert until(lambda: not running_now and not roomy.service.gate.running, 2)
+        assert until(lambda: not running_now and not roomy.service.gate.running, 3)
