@@ -90,7 +90,7 @@ check: install
 	$(BIN)/python -m pytest -q tests/house/test_import_order.py
 
 bench: models
-	$(BIN)/ragwright bench retrieval workflow engine
+	$(BIN)/ragwright bench retrieval workflow engine api
 
 serve:
 	@echo 'make: the HTTP service is not part of this version; run workflows with: ragwright run' >&2; exit 2
