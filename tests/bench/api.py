@@ -170,13 +170,14 @@ def _overload(bench: Bench) -> list[Figure]:
     overload costs and connections are opened, are not counted."""
 
     async def measure() -> tuple[list[float], list[float], list[float]]:
-        async with line(bench.server, CHAT, {**BODY, "max_tokens": 4}) as to:
+        async with line(server, CHAT, {**BODY, "max_tokens": 4}) as to:
             unloaded = await one_by_one(to, 40)
             capacity = await closed_loop(to, CLIENTS, 5.0)
             await open_loop(to, TIMES * capacity, 5.0, seed=1)
             loaded = await open_loop(to, TIMES * capacity, SECONDS)
         return unloaded.accepted, loaded.accepted, loaded.refused
 
+    server = bench.server
     unloaded, accepted, refused = asyncio.run(measure())
     ratio = p99(accepted) / p99(unloaded)
     return [
@@ -186,14 +187,15 @@ def _overload(bench: Bench) -> list[Figure]:
 
 
 def _disconnects(bench: Bench) -> list[Figure]:
-    headers = {"Authorization": f"Bearer {bench.server.key}"}
+    server = bench.server
+    headers = {"Authorization": f"Bearer {server.key}"}
     dice = random.Random(0)
 
     async def drop(to: httpx2.AsyncClient) -> None:
         body = {**BODY, "stream": dice.random() < 0.5}
         try:
             async with asyncio.timeout(dice.uniform(0, 0.5)):
-                await to.post(bench.server.url + CHAT, json=body)
+                await to.post(server.url + CHAT, json=body)
         except (TimeoutError, httpx2.TransportError):
             return
 
@@ -204,7 +206,7 @@ def _disconnects(bench: Bench) -> list[Figure]:
 
     asyncio.run(all_of_them())
     deadline = time.monotonic() + 10
-    while (left := _at_work(bench.server)) and time.monotonic() < deadline:
+    while (left := _at_work(server)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return [replace(alone("disconnects_leaked", "requests", [left]), n=DROPPED)]
 
