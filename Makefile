@@ -18,6 +18,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 
 help:
 	@echo 'make demo      install, fetch the models, answer a question over data/corpus'
+	@echo 'make serve     install, fetch the models, serve the HTTP API with a Redis of its own'
 	@echo 'make test      install, fetch the models, run the test suite'
 	@echo 'make soak      the long form of the proofs: kills, stops and floods by the thousand'
 	@echo 'make check     formatting, lint, types, import order'
@@ -92,5 +93,5 @@ check: install
 bench: models
 	$(BIN)/ragwright bench retrieval workflow engine api
 
-serve:
-	@echo 'make: the HTTP service is not part of this version; run workflows with: ragwright run' >&2; exit 2
+serve: models
+	$(BIN)/ragwright serve --embedded

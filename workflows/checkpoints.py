@@ -25,8 +25,14 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.types import Interrupt
 
-from workflows.keeping import Fenced, Journal, NotKept
+from workflows.keeping import BadCheckpoint, Fenced, Journal, NotKept
+
+INTERRUPT = "__interrupt__"
+"""Under what LangGraph keeps the questions that a graph stopped at."""
+
+_SECTIONS = ("channel_values", "channel_versions", "versions_seen")
 
 PRUNED_EVERY = 16
 """Supersteps between two removals of checkpoints that no resume needs."""
@@ -34,9 +40,23 @@ PRUNED_EVERY = 16
 _FENCED = "overtaken by another attempt"
 
 
-def strict_serializer() -> JsonPlusSerializer:
-    """A serializer that rebuilds no class outside LangGraph's own list of safe types."""
-    return JsonPlusSerializer(
+class StrictSerializer(JsonPlusSerializer):
+    """Rebuilds no class outside LangGraph's own list of safe types."""
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """The value; raises BadCheckpoint where the bytes cannot be one."""
+        try:
+            return super().loads_typed(data)
+        except Exception as error:
+            raise BadCheckpoint(
+                f"a checkpoint of this run is damaged ({type(error).__name__}); its kind is "
+                f"{data[0]!r:.40}; start the run anew, or restore the checkpoint"
+            ) from error
+
+
+def strict_serializer() -> StrictSerializer:
+    """A serializer of plain data, without pickle, without classes of ours or of others."""
+    return StrictSerializer(
         pickle_fallback=False, allowed_json_modules=None, allowed_msgpack_modules=None
     )
 
@@ -189,8 +209,14 @@ class JournalFirst(BaseCheckpointSaver[Any]):
         return self._saver.get_next_version(current, channel)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """The newest checkpoint, or the one of the configuration."""
-        return await self._saver.aget_tuple(config)
+        """The newest checkpoint, or the one of the configuration; raises BadCheckpoint."""
+        found = await self._saver.aget_tuple(config)
+        if found is not None and not _sound(found):
+            raise BadCheckpoint(
+                "a checkpoint of this run has not the form of one; start the run anew, or restore "
+                "the checkpoint"
+            )
+        return found
 
     async def aput(
         self,
@@ -218,6 +244,20 @@ class JournalFirst(BaseCheckpointSaver[Any]):
         """Keep what one task of a superstep wrote."""
         await self._journal.flush()
         await self._saver.aput_writes(config, writes, task_id, task_path)
+
+
+def _sound(found: CheckpointTuple) -> bool:
+    """True if what was read has the form that LangGraph writes."""
+    whole: Any = found.checkpoint
+    if not isinstance(whole, dict) or not isinstance(whole.get("id"), str):
+        return False
+    if not all(isinstance(whole.get(name), dict) for name in _SECTIONS):
+        return False
+    return all(
+        isinstance(value, list | tuple) and all(isinstance(one, Interrupt) for one in value)
+        for _, channel, value in found.pending_writes or ()
+        if channel == INTERRUPT
+    )
 
 
 @contextmanager

@@ -30,6 +30,12 @@ class NotKept(WorkflowError):
     code = "not_kept"
 
 
+class BadCheckpoint(WorkflowError):
+    """A checkpoint that is damaged or was tampered with; nothing of it was used."""
+
+    code = "bad_checkpoint"
+
+
 class Journal(Protocol):
     """A sink that writes down what a run did; also the run's token journal."""
 

@@ -15,6 +15,7 @@ from langgraph.types import Command, Interrupt
 from inference import Budget, InferenceError
 from retrieval import RetrievalError
 from workflows.answers import check_answers
+from workflows.checkpoints import INTERRUPT
 from workflows.compiler import compile_graph, initial_state
 from workflows.errors import WorkflowError
 from workflows.events import Asked, Event, RunFinished, RunStarted, Sink, StepFinished
@@ -26,9 +27,6 @@ from workflows.meter import BudgetExhausted, Meter
 from workflows.past import Past, step_record
 from workflows.resources import Resources
 from workflows.scope import Scope, budget_of
-
-INTERRUPT = "__interrupt__"
-"""Under what LangGraph returns the questions that the graph stopped at."""
 
 
 class RunStatus(StrEnum):

@@ -29,6 +29,13 @@ LINE_ENDS = {
 }
 """Characters that JSON lets stand and some readers of lines break at."""
 
+EVENT = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+    "required": ["event", "data"],
+}
+"""JSON Schema of one event; `data` is JSON in one line."""
+
 _ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?")
 
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from api.errors import BAD_INPUT
 from api.jobs.errors import QueueUnavailable
 from api.jobs.job import Claim, Job, JobState
 from api.jobs.journal import StreamJournal
+from api.jobs.records import JOB_ID
 from api.jobs.redis_queue import RedisQueue
 from inference import Usage
 from workflows.checkpoints import discard, postgres_saver, sqlite_saver
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 Reason = Literal["cancel", "drain", "fenced"]
 T = TypeVar("T")
+
+Traced = Callable[[], AbstractContextManager[Sink]]
+"""Gives a sink that hears one attempt, from its begin to its end."""
 
 LOOK_SECONDS = 0.25
 """Time between looks at the cancel flag."""
@@ -53,37 +57,47 @@ PASSING = frozenset(
 """Codes of failures that may not happen again: such a run gets another try."""
 
 
-def checkpoints_of(job_id: str) -> Path:
-    """The file of a job's checkpoints on this host."""
-    return runs_home() / job_id / "checkpoints.sqlite"
+def jobs_home() -> Path:
+    """The folder of what this host keeps of jobs while they run, beside the runs."""
+    return runs_home().parent / "jobs"
 
 
-def forget(job_id: str) -> None:
+def checkpoints_of(queue_id: str, job_id: str) -> Path:
+    """The file of a job's checkpoints on this host; two queues may know the same job id."""
+    return jobs_home() / queue_id / job_id / "checkpoints.sqlite"
+
+
+def forget(queue_id: str, job_id: str) -> None:
     """Remove what this host keeps of a job that is over."""
-    file = checkpoints_of(job_id)
-    if file.is_file():
-        shutil.rmtree(file.parent, ignore_errors=True)
+    if JOB_ID.fullmatch(job_id):
+        shutil.rmtree(checkpoints_of(queue_id, job_id).parent, ignore_errors=True)
 
 
 class Attempt:
     """The work of one claim, from its run to the state that follows."""
 
     def __init__(
-        self, queue: RedisQueue, claim: Claim, pool: ResourcePool, sinks: Sequence[Sink] = ()
+        self,
+        queue: RedisQueue,
+        queue_id: str,
+        claim: Claim,
+        pool: ResourcePool,
+        traced: Traced,
     ) -> None:
         self._queue = queue
+        self._queue_id = queue_id
         self._claim = claim
         self._pool = pool
-        self._sinks = sinks
+        self._traced = traced
         self._journal = StreamJournal(queue, claim)
         self._run: asyncio.Task[RunResult] | None = None
         self._reason: Reason | None = None
 
     def stop(self, reason: Reason) -> None:
         """End the run at its next await, which aborts a generation within a decode step."""
-        self._reason = self._reason or reason
-        if self._run is not None:
-            self._run.cancel()
+        first, self._reason = self._reason is None, self._reason or reason
+        if first and self._run is not None:
+            self._run.cancel()  # once: a second would cut short how the first is dealt with
 
     async def work(self) -> Job | None:
         """Run, and write down what came of it; None where the job is another's by now."""
@@ -104,7 +118,7 @@ class Attempt:
     async def _discard(self) -> None:
         """Remove the checkpoints of a job that is over; its result stands in its record."""
         if self._queue.settings.postgres_url is None:
-            await asyncio.to_thread(forget, self._claim.job.id)
+            await asyncio.to_thread(forget, self._queue_id, self._claim.job.id)
             return
         try:
             async with self._saver() as saver:
@@ -165,9 +179,10 @@ class Attempt:
         if self._claim.fence > 1:
             past = past_of(await self._insist(lambda: self._queue.history(job.id)))
         keeping = Keeping(self._journal, self._saver, past, self._claim.answers)
-        return await perform(
-            manifest, self._pool, keeping, sinks=self._sinks, stream_text=True, tenant=job.tenant
-        )
+        with self._traced() as sink:
+            return await perform(
+                manifest, self._pool, keeping, sinks=(sink,), stream_text=True, tenant=job.tenant
+            )
 
     def _saver(self) -> AbstractAsyncContextManager[BaseCheckpointSaver[Any]]:
         job_id, fence, url = (
@@ -177,7 +192,7 @@ class Attempt:
         )
         if url is not None:
             return postgres_saver(url, job_id, fence)
-        file = checkpoints_of(job_id)
+        file = checkpoints_of(self._queue_id, job_id)
         file.parent.mkdir(parents=True, exist_ok=True)
         return sqlite_saver(file, fence)
 

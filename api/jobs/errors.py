@@ -30,6 +30,10 @@ class QueueFull(WorkflowError):
 
 
 class QueueUnavailable(WorkflowError):
-    """Redis cannot be reached, or keeps refusing; nothing was accepted."""
+    """Redis cannot be reached, or keeps refusing.
+
+    Whether the last try of a submit arrived is unknown then: the same order, under its key or run
+    id, can be submitted again without making a second job.
+    """
 
     code = "queue_unavailable"

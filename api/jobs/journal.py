@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 GATHER_SECONDS = 0.1
 """Time in which events are gathered before they are written together."""
 
+MOST_EVENTS = 500
+"""Events of one batch; a script takes some thousand arguments at most."""
+
 PATIENCE = 0.5
 """Seconds between tries while Redis is away; each try waits for some seconds itself."""
 
@@ -84,7 +87,7 @@ class StreamJournal:
 
     async def _write(self) -> None:
         while self._taken and self._failure is None:
-            taken, self._taken = self._taken, []
+            taken, self._taken = self._taken[:MOST_EVENTS], self._taken[MOST_EVENTS:]
             self._batch += 1
             try:
                 lines = [orjson.dumps(event.to_dict()) for event in taken]

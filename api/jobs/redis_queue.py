@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -105,6 +106,16 @@ class RedisQueue:
             return await durability(self.client)
         except FAILURES as error:
             raise unavailable(error, self.url) from None
+
+    async def identity(self) -> str:
+        """A name that no other queue has, and that stays while the server keeps its data."""
+        name = self._script.key("identity")
+        try:
+            await self.client.set(name, secrets.token_hex(8), nx=True)
+            found: str = await self.client.get(name)
+        except FAILURES as error:
+            raise unavailable(error, self.url) from None
+        return found
 
     # What an owner does.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
+from redis.exceptions import NoScriptError
+
 from api.jobs.errors import UnknownJob
-from api.jobs.link import FAILURES, TextRedis, unavailable
+from api.jobs.link import FAILURES, TRIES, TextRedis, unavailable
 from api.jobs.records import JOB_ID
 from workflows.keeping import Fenced
 
@@ -28,10 +30,14 @@ class Script:
 
     async def __call__(self, command: str, *arguments: Any) -> Any:
         """What the command returns; raises QueueUnavailable."""
-        try:
-            return await self._run(keys=[self.space], args=[command, *arguments])
-        except FAILURES as error:
-            raise unavailable(error, self.url) from None
+        for left in reversed(range(TRIES)):
+            try:
+                return await self._run(keys=[self.space], args=[command, *arguments])
+            except NoScriptError as error:  # a restart after the script was loaded again
+                if not left:
+                    raise unavailable(error, self.url) from None
+            except FAILURES as error:
+                raise unavailable(error, self.url) from None
 
     async def held(self, command: str, job_id: str, fence: int, *arguments: Any) -> Any:
         """What a command of the claim's holder returns; raises Fenced, QueueUnavailable."""

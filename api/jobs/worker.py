@@ -13,17 +13,18 @@ import secrets
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import dramatiq
 
-from api.jobs.attempt import Attempt, forget
+from api.jobs.attempt import Attempt, Traced, forget
 from api.jobs.delivery import Gate, WorkBroker
 from api.jobs.errors import QueueUnavailable
 from api.jobs.job import Claim
 from api.jobs.link import FAILURES, reads
 from api.jobs.redis_queue import RedisQueue
 from api.jobs.transport import PRIORITIES
-from workflows.events import Sink
+from workflows.events import Event
 from workflows.resources import ResourcePool
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ POLL_MS = 200
 class Worker:
     """Runs jobs until `drain`; `threads` is how many at once.
 
-    `sinks` hear every event of every run.
+    `traced` gives the sink of one attempt, as `api.telemetry.traced` does.
     """
 
     def __init__(
@@ -52,16 +53,19 @@ class Worker:
         *,
         threads: int = 4,
         queues: Sequence[str] = PRIORITIES,
-        sinks: Sequence[Sink] = (),
+        traced: Traced = lambda: nullcontext(_unheard),
     ) -> None:
         self.queue = queue
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._threads = threads
         self._queues = queues
-        self._sinks = sinks
+        self._traced = traced
         self._gate = Gate(threads)
         self._pool = ResourcePool()
+        self._queue_id = ""
         self._attempts: set[Attempt] = set()
+        self._busy = 0
+        self._stopping = False
         self._draining = asyncio.Event()
         self._at_once = asyncio.Event()
         self._idle = asyncio.Event()
@@ -109,6 +113,7 @@ class Worker:
         while True:
             try:
                 warning = await self.queue.check()
+                self._queue_id = await self.queue.identity()
             except QueueUnavailable as error:
                 log.warning("%s; trying again", error)
                 if await _within(self._draining, AGAIN_SECONDS):
@@ -120,17 +125,18 @@ class Worker:
 
     async def _drain(self) -> None:
         seconds = self.queue.settings.drain
-        if self._attempts:
-            log.info("draining: %d jobs have %.0f s to end", len(self._attempts), seconds)
+        if self._busy:
+            log.info("draining: %d jobs have %.0f s to end", self._busy, seconds)
         ended = asyncio.create_task(self._idle.wait())
         hurried = asyncio.create_task(self._at_once.wait())
         await asyncio.wait(
             {ended, hurried}, timeout=seconds * STOP_SHARE, return_when=asyncio.FIRST_COMPLETED
         )
+        self._stopping = True
         for attempt in list(self._attempts):
             attempt.stop("drain")
         if not await _within(self._idle, seconds * (1 - STOP_SHARE)):
-            log.warning("%d jobs did not end; their leases run out", len(self._attempts))
+            log.warning("%d jobs did not end; their leases run out", self._busy)
         for task in (ended, hurried):
             task.cancel()
 
@@ -139,20 +145,30 @@ class Worker:
         asyncio.run_coroutine_threadsafe(self._work(job_id), self._loop).result()
 
     async def _work(self, job_id: str) -> None:
-        claim = await self._claim(job_id)
-        if claim is None:
-            return
-        attempt = Attempt(self.queue, claim, self._pool, self._sinks)
-        self._attempts.add(attempt)
+        if self._draining.is_set():
+            return  # its message counts as lost soon, and is sent again to another worker
+        self._busy += 1
         self._idle.clear()
+        try:
+            claim = await self._claim(job_id)
+            if claim is not None:
+                await self._attempt(claim)
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._idle.set()
+
+    async def _attempt(self, claim: Claim) -> None:
+        attempt = Attempt(self.queue, self._queue_id, claim, self._pool, self._traced)
+        self._attempts.add(attempt)
+        if self._stopping:
+            attempt.stop("drain")
         try:
             await attempt.work()
         except Exception:
-            log.exception("job %s: its attempt could not be ended; its lease runs out", job_id)
+            log.exception("job %s: its end is not written; its lease runs out", claim.job.id)
         finally:
             self._attempts.discard(attempt)
-            if not self._attempts:
-                self._idle.set()
 
     async def _claim(self, job_id: str) -> Claim | None:
         token = f"{self.name}:{secrets.token_hex(8)}"
@@ -208,7 +224,7 @@ class Worker:
         if what == "wake":
             self._gate.wake()
         elif what == "over":
-            await asyncio.to_thread(forget, job_id)
+            await asyncio.to_thread(forget, self._queue_id, job_id)
 
 
 async def serve(worker: Worker) -> None:
@@ -221,6 +237,10 @@ async def serve(worker: Worker) -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _unheard(event: Event) -> None:
+    """A sink for runs that nobody traces."""
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workflows.checks.uploaded import MAX_FILES
+
 
 @dataclass(frozen=True)
 class Quota:
-    """Limits: of a tenant its `items`, `documents` and `bytes`; of an upload the rest.
+    """Limits: of a tenant `items`, `workflows`, `documents` and `bytes`; of an upload the rest.
 
     `items` and `documents` (of graphs: facts) are counted for each kind by itself. `bytes` are
     those on disk, with the versions that are kept. `characters` is the text that the files of an
@@ -16,6 +18,7 @@ class Quota:
     """
 
     items: int = 100
+    workflows: int = MAX_FILES
     documents: int = 200_000
     bytes: int = 4 * 2**30
     files: int = 1_000

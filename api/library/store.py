@@ -7,15 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from api.library.errors import LibraryError, QuotaExceeded, UnknownItem
+from api.library.errors import LibraryError, LibraryInputError, QuotaExceeded, UnknownItem
 from api.library.kinds import Graphs, Indexes
 from api.library.locks import Locks
 from api.library.places import Places, check_name, library_home
 from api.library.quota import Quota
 from api.library.shelf import Shelf
+from workflows.checks.uploaded import MAIN, check_uploaded
+from workflows.loading import Workflow
+from workflows.source import MAX_BYTES
 
-MAX_WORKFLOW = 2**18
-"""Bytes of a workflow's file."""
+SUFFIX = ".yaml"
 
 
 class Library:
@@ -70,16 +72,31 @@ class Library:
             raise _unknown(name)
         return file
 
+    def check_workflow(self, tenant: str, name: str, text: str) -> Workflow:
+        """A workflow that is sent in, beside the tenant's others, which it may call by file name.
+
+        Raises InvalidWorkflow with all its faults, LibraryInputError for a name that cannot be.
+        """
+        check_name(name, "workflow")
+        if f"{name}{SUFFIX}" == MAIN:
+            raise LibraryInputError(f"a workflow cannot be called {name!r}; choose another name")
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > MAX_BYTES:
+            raise QuotaExceeded(f"the workflow {name!r} has {size} bytes, {MAX_BYTES} are allowed")
+        others = {
+            other + SUFFIX: self.workflow(tenant, other).read_text(encoding="utf-8")
+            for other in self.workflows(tenant)
+            if other != name
+        }
+        return check_uploaded(text, others)
+
     def add_workflow(self, tenant: str, name: str, text: str) -> Path:
-        """Keep a workflow whose text was checked, in place of one of this name."""
+        """Keep a workflow in place of one of this name; raises as `check_workflow` does."""
+        self.check_workflow(tenant, name, text)
         file = self._places.item(tenant, "workflow", name)
         content = text.encode("utf-8")
-        if len(content) > MAX_WORKFLOW:
-            raise QuotaExceeded(
-                f"the workflow {name!r} has {len(content)} bytes, {MAX_WORKFLOW} are allowed"
-            )
-        if not file.is_file() and len(self.workflows(tenant)) >= self.quota.items:
-            raise QuotaExceeded(f"{self.quota.items} workflows are kept already; delete one")
+        if not file.is_file() and len(self.workflows(tenant)) >= self.quota.workflows:
+            raise QuotaExceeded(f"{self.quota.workflows} workflows are kept already; delete one")
         beside = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ STORM = Storm()
 LEASE = 5.0
 """Of `takeover_seconds`: the time after which dramatiq, too, takes a worker for dead."""
 
+LATE_SECONDS = 10.0
 QUEUED = 10_000
 SUBMITTERS = 32
 
@@ -254,7 +255,7 @@ def _peer_storm(plan: Storm) -> tuple[int, int]:
                     fallen.communicate()
                     workers.append(_peer_worker(server.url))
             _until(client, "ended", plan.jobs, 60.0)
-            time.sleep(10.0)  # one that comes late is a double
+            time.sleep(LATE_SECONDS)  # one that comes late is a double
             ended = client.lrange(f"{SPACE}:ended", 0, -1)
         client.close()
     times = Counter(line.split()[0] for line in ended)

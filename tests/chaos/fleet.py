@@ -53,8 +53,11 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of this site's workers."""
+        postgres = self.settings.postgres_url
         return {
             **os.environ,
+            **({} if postgres is None else {"RAGWRIGHT_POSTGRES_URL": postgres}),
+            "RAGWRIGHT_NAMESPACE": self.settings.namespace,
             "PYTHONPATH": str(ROOT),
             "RAGWRIGHT_HOME": str(self.home),
             "RAGWRIGHT_REDIS_URL": self.server.url,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from graphs.loaders import load as load_graph
 from retrieval.documents import Document, load
 
 DATA = Path(__file__).parents[2] / "data"
@@ -174,3 +175,21 @@ def test_the_first_named_of_a_comparison_is_right_half_of_the_time(
         assert q["question"].index(named[0]) < q["question"].index(named[1])
         first += q["answer"] == named[0]
     assert first == 5
+
+
+def test_every_fact_of_the_graph_is_told_by_a_document(corpus: dict[str, Document]) -> None:
+    """One document names both ends; a birthplace stands in the sentence about a birth."""
+    facts = load_graph(DATA / "graph.tsv").facts
+    assert len({fact.key for fact in facts}) == len(facts) >= 50
+    texts = [f"{document.title}. {document.text}" for document in corpus.values()]
+    missing = [
+        fact.key
+        for fact in facts
+        if not any(holds(text, fact.head) and holds(text, fact.tail) for text in texts)
+    ]
+    assert missing == []
+    for fact in facts:
+        if fact.relation == "born in":
+            told = next(t for t in texts if t.startswith(fact.head))
+            born = [part for part in re.split(r"\.\s", told) if re.search(r"\b[Bb]orn\b", part)]
+            assert any(holds(part, fact.tail) for part in born), fact.key

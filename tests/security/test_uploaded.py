@@ -109,8 +109,11 @@ def test_a_fault_inside_a_part_is_told_at_its_call() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["/a.yaml", "../a.yaml", "a/../b.yaml", "a//b.yaml", "./a.yaml", "a.txt", "", "a\0.yaml"]
-    + ["shipped:auto_rag.yaml", "C:\\a.yaml", ".hidden.yaml", "workflow.yaml", "a" * 300 + ".yaml"],
+    [
+        *("/a.yaml", "../a.yaml", "a/../b.yaml", "a//b.yaml", "./a.yaml", "a.txt", "", "a\0.yaml"),
+        *("shipped:auto_rag.yaml", "C:\\a.yaml", ".hidden.yaml", "workflow.yaml"),
+        "a" * 300 + ".yaml",
+    ],
 )
 def test_bad_file_names_are_refused(name: str) -> None:
     with pytest.raises(WorkflowInputError, match="file name"):

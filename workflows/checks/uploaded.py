@@ -53,7 +53,9 @@ def check_uploaded(
     def check(draft: Draft) -> None:
         for name, resource in draft.resources.items():
             if resource is not None and resource.use in draft.tables.engines:
-                _check_engine(draft, name, resource.use, resource.options, frozenset(engines), known)
+                _check_engine(
+                    draft, name, resource.use, resource.options, frozenset(engines), known
+                )
             elif resource is not None:
                 _check_texts(draft, name, resource.options)
 

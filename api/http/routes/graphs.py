@@ -62,7 +62,7 @@ class Walk(Body):
 
     limit: int = Field(100, ge=1, le=1_000)
     relations: list[Text] | None = Field(None, min_length=1, max_length=100)
-    direction: Direction = Direction.BOTH
+    direction: Direction = Field(Direction.BOTH, strict=False)
 
 
 class NeighboursBody(Walk):

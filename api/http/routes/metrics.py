@@ -13,13 +13,12 @@ router = build("metrics")
 router.dependencies.append(need(Scope.ADMIN))
 
 
-class Exposition(Response):
-    """Prometheus' text format."""
-
-    media_type = CONTENT_TYPE_LATEST
-
-
-@router.get("/metrics", response_class=Exposition)
+# A plain Response as class, so that the document has errors as JSON.
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
+)
 async def metrics(service: ServiceDep) -> Response:
     """Requests by route, jobs by state, and what stands before the engine."""
     counted = service.metrics
@@ -27,4 +26,4 @@ async def metrics(service: ServiceDep) -> Response:
         counted.jobs.labels(state.value).set(number)
     for name, value in service.gate.figures().items():
         counted.engine.labels(name).set(value)
-    return Exposition(generate_latest(counted.registry))
+    return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)

@@ -105,9 +105,14 @@ async def retry_run(run_id: RunId, service: ServiceDep, caller: CallerDep) -> Ru
 
 @router.get(
     "/v1/runs/{run_id}/events",
-    status_code=200,
-    response_class=sse.EventStream,
-    responses={**documented(404), 200: {"description": "events, each with id, event and data"}},
+    response_class=Response,
+    responses={
+        **documented(404),
+        200: {
+            "description": "events, each with id, event and data",
+            "content": {sse.EventStream.media_type: {"schema": sse.EVENT}},
+        },
+    },
 )
 async def run_events(
     run_id: RunId,

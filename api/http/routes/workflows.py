@@ -16,18 +16,14 @@ from api.http.keys import Scope
 from api.http.routes.bodies import Body, Name
 from api.http.routing import router as build
 from api.http.service import Service
-from api.library import Library
 from workflows.diagram import mermaid
 from workflows.errors import Fault, InvalidWorkflow, WorkflowInputError
-from workflows.loading import Workflow, load_from, load_workflow, shipped_workflows
+from workflows.loading import Workflow, load_workflow, shipped_workflows
 from workflows.schema import InputSpec
-from workflows.shelves import Bundle
 from workflows.source import MAX_BYTES
 
 TYPES = {"list": "array"}
 """Types of inputs that JSON Schema calls otherwise."""
-
-SUFFIX = ".yaml"
 
 router = build("workflows")
 READ = need(Scope.READ, Scope.RUNS)
@@ -122,7 +118,7 @@ async def validate_workflow(draft: Draft, service: ServiceDep, caller: CallerDep
 
     def faults() -> list[Fault]:
         try:
-            _checked(service.library, caller.tenant, "draft", draft.text)
+            service.library.check_workflow(caller.tenant, "draft", draft.text)
         except InvalidWorkflow as error:
             return error.faults
         except WorkflowInputError as error:
@@ -145,7 +141,7 @@ async def upload_workflow(upload: Upload, service: ServiceDep, caller: CallerDep
         if upload.name in shipped_workflows():
             message = f"{upload.name!r} is the name of a shipped workflow; choose another"
             raise ApiError(409, "name_taken", message, param="body.name")
-        workflow = _checked(service.library, caller.tenant, upload.name, upload.text)
+        workflow = service.library.check_workflow(caller.tenant, upload.name, upload.text)
         service.library.add_workflow(caller.tenant, upload.name, upload.text)
         return _details(workflow, upload.name, "uploaded")
 
@@ -166,18 +162,6 @@ def _require_uploads(service: Service) -> None:
     if not service.settings.allow_uploads:
         message = "this server takes no uploads (RAGWRIGHT_ALLOW_UPLOADS)"
         raise ApiError(403, "uploads_disabled", message)
-
-
-def _checked(library: Library, tenant: str, name: str, text: str) -> Workflow:
-    """An uploaded text, beside the tenant's others; raises InvalidWorkflow with all its faults."""
-    if len(text.encode()) > MAX_BYTES:
-        fault = Fault(1, 1, "too_large", f"the file is larger than {MAX_BYTES} bytes; split it")
-        raise InvalidWorkflow(name, [fault])
-    texts = {
-        other + SUFFIX: library.workflow(tenant, other).read_text(encoding="utf-8")
-        for other in library.workflows(tenant)
-    }
-    return load_from(Bundle({**texts, name + SUFFIX: text}, shipped=True), name + SUFFIX)
 
 
 @functools.cache
@@ -216,13 +200,15 @@ def inputs_schema(specs: Mapping[str, InputSpec]) -> dict[str, Any]:
 
 def _input_schema(spec: InputSpec) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": TYPES.get(spec.type, spec.type)}
+    choices = spec.choices
     if not spec.required and spec.default is None:
         schema["type"] = [schema["type"], "null"]
+        choices = choices and [*choices, None]
     elif spec.type == "string" and spec.required:
         schema["pattern"] = r"\S"
     about = {
         "description": spec.description or None,
-        "enum": spec.choices,
+        "enum": choices,
         "minimum": spec.minimum,
         "maximum": spec.maximum,
     }

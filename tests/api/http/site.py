@@ -73,7 +73,8 @@ class Site:
             self.loop.close()
 
     async def _serve(self) -> None:
-        with socket.socket() as listener:
+        # With its protocol named, asyncio sets TCP_NODELAY on what it accepts.
+        with socket.socket(proto=socket.IPPROTO_TCP) as listener:
             listener.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             async with open_service(self.settings) as self.service:

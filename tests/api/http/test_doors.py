@@ -21,6 +21,7 @@ from api.http.edge import OPEN
 from api.http.keys import Scope
 from api.http.routing import JsonRoute
 from tests.api.http.site import Site
+from tests.house.source import ROOT
 
 FREE = {"/docs", "/docs/oauth2-redirect", "/openapi.json"}
 """What any key opens: it describes the API and holds nobody's data."""
@@ -143,3 +144,20 @@ def belongings(site: Site) -> Iterator[tuple[str, Any]]:
     with site.client(site.alpha) as client:
         order = {"workflow": "closed_book", "inputs": {"question": "q"}}
         yield "runs", client.post("/v1/runs", json=order).json()["id"]
+        text = shipped("closed_book")
+        upload = {"name": "theirs", "text": text}
+        assert client.post("/v1/workflows", json=upload).status_code == 201
+        yield "workflows", "theirs"
+        fact = {"head": "Emma", "relation": "written by", "tail": "Jane Austen"}
+        graph = {"name": "theirs", "triples": [fact]}
+        assert client.post("/v1/graphs", json=graph).status_code in (201, 202)
+        yield "graphs", "theirs"
+        document = {"id": "d1", "title": "Emma", "text": "Emma was written by Jane Austen."}
+        index = {"name": "theirs", "documents": [document]}
+        answer = client.post("/v1/indexes", json=index)
+        assert answer.status_code in (201, 202), answer.text
+        yield "indexes", "theirs"
+
+
+def shipped(name: str) -> str:
+    return (ROOT / "workflows" / "library" / f"{name}.yaml").read_text(encoding="utf-8")

@@ -53,7 +53,7 @@ class Served:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("RAGWRIGHT_")
         }
-        environment |= {"RAGWRIGHT_HOME": str(home), "RAGWRIGHT_DRAIN": "5"}
+        environment |= {"RAGWRIGHT_HOME": str(home), "RAGWRIGHT_DRAIN": "3"}
         with self.lines.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, ROOT / "ragwright.py", "serve", "--port", "0", *arguments],

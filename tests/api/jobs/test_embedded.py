@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ from redis.exceptions import AuthenticationError
 
 from api.jobs.embedded import EmbeddedServer, running_url
 from api.jobs.errors import QueueUnavailable
+from api.jobs.redis_queue import RedisQueue
+from api.settings import Settings
+from tests.api.jobs.basis import order
 from tests.house.source import ROOT
 
 OWNER = """
@@ -50,6 +55,45 @@ def test_what_it_was_told_is_there_after_a_stop_and_a_kill(tmp_path: Path) -> No
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert (client.get("a"), client.get("b")) == ("1", "2")
+
+
+SMALL_DISK = """#!/bin/sh
+# A file system with little room: writes beyond the limit fail, as on a full disk.
+if [ -e full ]; then trap '' XFSZ; ulimit -f 64; fi
+exec '{binary}' "$@"
+"""
+
+
+def test_what_was_accepted_before_the_disk_was_full_is_there(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    script = tmp_path / "server"
+    script.write_text(SMALL_DISK.format(binary=server.binary), encoding="utf-8")
+    script.chmod(0o700)
+    full = tmp_path / "full"
+    full.touch()
+
+    async def work(small: EmbeddedServer) -> None:
+        accepted: list[str] = []
+        async with RedisQueue.open(Settings(), small.url) as queue:
+            with pytest.raises(QueueUnavailable, match=r"127\.0\.0\.1"):
+                for _ in range(150):
+                    accepted.append((await queue.submit(order())).id)
+        assert accepted, "there was room for some"
+        full.unlink()
+        async with RedisQueue.open(Settings(), small.url) as queue:
+            last = order()
+            while True:
+                with suppress(QueueUnavailable):  # the server is started ever more slowly
+                    accepted.append((await queue.submit(last)).id)
+                    break
+            kept = {job.id for job in (await queue.list(limit=200))[0]}
+        assert set(accepted) <= kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        with EmbeddedServer(tmp_path / "redis", script) as small:
+            asyncio.run(work(small))
 
 
 def test_only_who_may_read_the_file_gets_in(tmp_path: Path) -> None:

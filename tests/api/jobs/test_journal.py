@@ -81,15 +81,15 @@ def test_what_was_taken_in_waits_while_the_server_is_away(tmp_path: Path) -> Non
             journal = StreamJournal(queue, claim)
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
-            for number in range(20):
+            for number in range(20_000):  # more than one script call takes
                 journal(StepStarted("a", "set", f"{number}:a"))
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02 if number < 20 else 0)
             waiting = asyncio.create_task(journal.flush())
             await asyncio.sleep(0)
             waiting.cancel()  # a run that is cancelled meanwhile takes nothing away
             await journal.flush()
             told = [e["task"] for e in await queue.history(claim.job.id) if "task" in e]
-            assert told == [f"{number}:a" for number in range(20)]
+            assert told == [f"{number}:a" for number in range(20_000)]
 
     with EmbeddedServer(tmp_path) as server:
         asyncio.run(work(server))

@@ -31,6 +31,8 @@ from api.library.rows import document_rows, fact_rows
 from api.library.upload import Given
 from graphs.store import GraphStore
 from tests.api.library.conftest import given
+from workflows.errors import InvalidWorkflow, WorkflowInputError
+from workflows.loading import load_workflow
 
 FACTS = "Ada\twrote\tNotes\nNotes\tdescribe\tEngine\n"
 FOX = "# Fox\n\nThe fox lives in Vessmark.\n"
@@ -139,7 +141,7 @@ def test_hostile_names(library: Library, name: str) -> None:
     with pytest.raises(LibraryInputError):
         make(library, name=name)
     with pytest.raises(LibraryInputError):
-        library.add_workflow("a", name, "x")
+        library.add_workflow("a", name, FLOW)
 
 
 def test_links_inside_the_library_are_refused(library: Library, tmp_path: Path) -> None:
@@ -412,20 +414,64 @@ def test_a_damaged_entry_is_named(library: Library) -> None:
     assert read_entry(file.parent.parent / "nothing") is None
 
 
+FLOW = """name: NAME
+inputs: {a: {type: string}}
+nodes: {put: {use: set, with: {values: {text: "${inputs.a}"}}}}
+edges: [{from: start, to: put}, {from: put, to: end}]
+outputs: {answer: "${state.text}"}
+"""
+CALLS = """name: calls
+nodes: {call: {use: workflow, with: {name: mine.yaml, inputs: {a: x}}}}
+edges: [{from: start, to: call}, {from: call, to: end}]
+outputs: {answer: "${state.outputs.answer}"}
+"""
+
+
 def test_workflows(library: Library) -> None:
-    file = library.add_workflow("a", "mine", "name: mine\n")
-    assert (file.read_text(encoding="utf-8"), library.workflows("a")) == ("name: mine\n", ["mine"])
-    library.add_workflow("a", "mine", "name: other\n")
-    assert library.workflow("a", "mine").read_text(encoding="utf-8") == "name: other\n"
+    file = library.add_workflow("a", "mine", FLOW)
+    assert (file.read_text(encoding="utf-8"), library.workflows("a")) == (FLOW, ["mine"])
+    library.add_workflow("a", "mine", FLOW.replace("NAME", "other"))
+    assert load_workflow(library.workflow("a", "mine")).spec.name == "other"
+    caller = library.add_workflow("a", "calls", CALLS)
+    assert load_workflow(caller).children["call"].spec.name == "other"
     assert library.workflows("b") == []
     with pytest.raises(UnknownItem, match="no workflow 'mine'"):
         library.workflow("b", "mine")
-    with pytest.raises(QuotaExceeded, match="262144 are allowed"):
-        library.add_workflow("a", "big", "x" * 2**19)
+    with pytest.raises(InvalidWorkflow, match=r"mine\.yaml"):
+        library.add_workflow("b", "calls", CALLS)
     library.remove_workflow("a", "mine")
     with pytest.raises(UnknownItem):
         library.remove_workflow("a", "mine")
-    assert list(file.parent.iterdir()) == []
+    assert [path.name for path in file.parent.iterdir()] == ["calls.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("mine", "name: [", "workflow"),
+        ("mine", FLOW + "# " + "x" * 2**20, "bytes, .* are allowed"),
+        ("workflow", FLOW, "cannot be called"),
+        (
+            "mine",
+            FLOW + "resources: {e: {use: openai, base_url: 'http://192.0.2.1'}}",
+            "names a host",
+        ),
+        ("mine", CALLS.replace("mine.yaml", "../../other/workflow/x.yaml"), "outside the folder"),
+        ("mine", CALLS.replace("mine.yaml", "/etc/x.yaml"), "outside the folder"),
+    ],
+)
+def test_workflows_that_are_refused(library: Library, name: str, text: str, fault: str) -> None:
+    with pytest.raises(WorkflowInputError, match=fault):
+        library.add_workflow("a", name, text)
+    assert library.workflows("a") == []
+
+
+def test_only_so_many_workflows(tmp_path: Path) -> None:
+    with Library(tmp_path, Quota(workflows=1)) as library:
+        library.add_workflow("a", "one", FLOW)
+        library.add_workflow("a", "one", FLOW)
+        with pytest.raises(QuotaExceeded, match="1 workflows are kept already"):
+            library.add_workflow("a", "two", FLOW)
 
 
 class _Full(io.RawIOBase):
