@@ -79,7 +79,14 @@ def blobs() -> list[tuple[str, bytes]]:
 
 _watching: list[str] = []
 _on = [False]
-_EVENTS = ("exec", "os.system", "subprocess.Popen", "pickle.find_class", "os.exec", "os.posix_spawn")
+_EVENTS = (
+    "exec",
+    "os.system",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "os.exec",
+    "os.posix_spawn",
+)
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -191,4 +198,3 @@ def test_a_run_with_a_tampered_checkpoint_is_refused(
     database.write_bytes(whole)
     done = asyncio.run(resume_run("r", answers=[f"{ask['id']}=yes"]))
     assert done.outputs == {"n": 1, "answer": "yes"}, "untouched, it goes on"
-
