@@ -91,7 +91,7 @@ check: install
 	$(BIN)/python -m pytest -q tests/house/test_import_order.py
 
 bench: models
-	$(BIN)/ragwright bench retrieval workflow engine
+	$(BIN)/ragwright bench retrieval workflow engine api
 
 serve: models
 	$(BIN)/ragwright serve --embedded

@@ -296,13 +296,15 @@ class Output:
 class Chunk:
     """A piece of a streamed generation: whole UTF-8 characters, never part of a stop string.
 
-    Of a resumed generation they carry what is behind `Request.resumed`. The last chunk of a
+    `logprobs` are those of its tokens, where the request asked for them and the engine gives them
+    along. Of a resumed generation they carry what is behind `Request.resumed`. The last chunk of a
     stream carries the complete `output`.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     output: Output | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

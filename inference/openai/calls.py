@@ -55,14 +55,16 @@ class Job:
             ids = tuple(choice.get("token_ids") or ())
             self.text += text
             self.token_ids += ids
+            told: list[TokenLogprob] = []
             if self.request.logprobs is not None:
-                self.logprobs += logprobs(choice, ids, self.request.logprobs)
+                told = logprobs(choice, ids, self.request.logprobs)
+            self.logprobs += told
             self.finish = choice.get("finish_reason") or self.finish
             self.stop_reason = choice.get("stop_reason") or self.stop_reason
             if text or ids:
                 self.first = self.first or time.perf_counter()
                 if self.emit is not None:
-                    self.emit(Chunk(text, ids))
+                    self.emit(Chunk(text, ids, logprobs=tuple(told)))
 
     def judge(self) -> None:
         """Note whether the text belongs to the request's grammar; may take long."""
@@ -107,7 +109,7 @@ class Job:
 
     @property
     def reason(self) -> FinishReason:
-        """Why the server ended; without vLLM a stop string cannot be told from the model's end."""
+        """Why the server ended; without vLLM's additions a stop string is like the model's end."""
         if self.finish == "length":
             return FinishReason.LENGTH
         if isinstance(self.stop_reason, str):
@@ -121,7 +123,7 @@ def check(profile: Profile, api: str, request: Request, place: str) -> None:
     extras = {"top_k": None, "min_p": 0.0, "repetition_penalty": 1.0}
     asked = {name: getattr(sampling, name) for name in extras}
     for name, value in asked.items():
-        if not profile.is_vllm and value != extras[name]:
+        if not profile.extended and value != extras[name]:
             raise Unsupported(
                 f"request {request.id!r} sets {name}={value!r}, which is not part of the OpenAI "
                 f"protocol, and {place} is not known to accept it; leave it out"
@@ -194,7 +196,7 @@ def call(profile: Profile, job: Job) -> tuple[str, dict[str, Any]]:
     extra = salt(request.tenant)
     if request.grammar is not None:
         extra.update(constraint(request.grammar))
-    if profile.is_vllm:
+    if profile.extended:
         # Sent always: left out, the model's own generation_config would decide.
         extra.update(
             top_k=sampling.top_k or -1,

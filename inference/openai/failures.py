@@ -89,7 +89,7 @@ def _of_status(error: openai.APIStatusError, address: Address) -> InferenceError
         )
         failure.status = status
         return failure
-    if error.code == "context_length_exceeded" or _TOO_LONG.search(said):
+    if error.code in ("context_length_exceeded", PromptTooLong.code) or _TOO_LONG.search(said):
         return PromptTooLong(f"{place} refuses the length: {said}; shorten the prompt")
     return InferenceInputError(f"{place} refuses the request (status {status}): {said}")
 

@@ -163,9 +163,9 @@ class _Probe:
 
 
 async def probe(
-    connection: Connection, model: str, endpoints: Iterable[str], is_vllm: bool
+    connection: Connection, model: str, endpoints: Iterable[str], extended: bool
 ) -> Offers:
-    """Ask each endpoint; regex, EBNF and tenants are vLLM's own and asked of vLLM only."""
+    """Ask each endpoint; regex, EBNF and tenants are vLLM's additions, asked of those who know."""
     asker = _Probe(connection, model)
     grammars: set[tuple[str, Kind]] = set()
     speaking: set[str] = set()
@@ -173,11 +173,11 @@ async def probe(
         wanted = {"logprobs": True, "top_logprobs": 1} if endpoint == CHAT else {"logprobs": 1}
         if await asker.shows(endpoint, {**wanted, "max_tokens": 1}, _speaks):
             speaking.add(endpoint)
-        for grammar in _PROBES if is_vllm else _PROBES[:1]:
+        for grammar in _PROBES if extended else _PROBES[:1]:
             keeps = _is_json if grammar.kind == "json_schema" else _is_word
             if await asker.shows(endpoint, constraint(grammar), keeps):
                 grammars.add((endpoint, grammar.kind))
-    return Offers(frozenset(grammars), frozenset(speaking), is_vllm and await asker.salts())
+    return Offers(frozenset(grammars), frozenset(speaking), extended and await asker.salts())
 
 
 def _speaks(choice: dict[str, Any], text: str) -> bool:

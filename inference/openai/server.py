@@ -25,13 +25,15 @@ from inference.suggest import nearest
 
 BASE_URL = "RAGWRIGHT_OPENAI_BASE_URL"
 HOSTS = "RAGWRIGHT_OPENAI_HOSTS"
+EXTENDED = ("vllm", "ragwright")
+"""Who owns the models of servers that know vLLM's additions; `ragwright serve` is one."""
 
 
 @dataclass(frozen=True)
 class Profile:
     """One model of one server, as discovered when the engine opened.
 
-    `is_vllm` allows what vLLM adds to the protocol: more sampling parameters, token ids in the
+    `extended` allows what vLLM adds to the protocol: more sampling parameters, token ids in the
     answer, log-probabilities of the prompt. `tokens` is None where nobody counts; `offers` is
     what the endpoints do beyond plain text.
     """
@@ -39,7 +41,7 @@ class Profile:
     model: str
     context_length: int
     capabilities: frozenset[Capability]
-    is_vllm: bool = False
+    extended: bool = False
     tokens: Tokens | None = None
     offers: Offers = field(default_factory=Offers)
 
@@ -117,23 +119,23 @@ async def discover(connection: Connection, config: OpenAIConfig) -> Profile:
             "which mostly ends in /v1"
         )
     row = _row(place, {str(row["id"]): row for row in rows}, config.model)
-    model, is_vllm = str(row["id"]), row.get("owned_by") == "vllm"
-    tokens, renders = await _tokens(connection, model, config, is_vllm)
+    model, extended = str(row["id"]), row.get("owned_by") in EXTENDED
+    tokens, renders = await _tokens(connection, model, config, extended)
     able = {Capability.STREAM, Capability.ABORT}
     if config.api != "completions" and renders:
         able.add(Capability.CHAT)
-    if is_vllm:
+    if extended:
         able.add(Capability.SEED)
-    if is_vllm and config.api != "chat" and isinstance(tokens, ServerTokens):
+    if extended and config.api != "chat" and isinstance(tokens, ServerTokens):
         able.add(Capability.SCORE)
     context = _context(place, model, row.get("max_model_len"), config.context_length)
     endpoints = {CHAT: Capability.CHAT in able, COMPLETIONS: config.api != "chat"}
-    offers = await probe(connection, model, [at for at, on in endpoints.items() if on], is_vllm)
+    offers = await probe(connection, model, [at for at, on in endpoints.items() if on], extended)
     if any(kind == "json_schema" for _, kind in offers.grammars):
         able.add(Capability.GRAMMAR)
     if offers.logprobs:
         able.add(Capability.LOGPROBS)
-    return Profile(model, context, frozenset(able), is_vllm, tokens, offers)
+    return Profile(model, context, frozenset(able), extended, tokens, offers)
 
 
 def _row(place: str, rows: dict[str, dict[str, Any]], model: str | None) -> dict[str, Any]:
@@ -166,12 +168,12 @@ def _context(place: str, model: str, said: object, given: int | None) -> int:
 
 
 async def _tokens(
-    connection: Connection, model: str, config: OpenAIConfig, is_vllm: bool
+    connection: Connection, model: str, config: OpenAIConfig, extended: bool
 ) -> tuple[Tokens | None, bool]:
     """Who counts, and whether the model takes a dialogue (assumed where nobody can be asked)."""
     if config.tokenizer is not None:
         return await asyncio.to_thread(LocalTokens, config.tokenizer), True
-    if not is_vllm:
+    if not extended:
         return None, True
     tokens = ServerTokens(connection, model)
     try:

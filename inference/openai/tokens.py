@@ -27,7 +27,7 @@ class Tokens(Protocol):
 
 
 class ServerTokens:
-    """vLLM's /tokenize, which stands beside /v1."""
+    """The /tokenize of vLLM and of `ragwright serve`, which stands beside /v1."""
 
     def __init__(self, connection: Connection, model: str) -> None:
         self._connection = connection

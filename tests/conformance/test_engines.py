@@ -1,8 +1,9 @@
 """The engine contract over every row of the engine table, each on a real model.
 
-`native` and `openai` run a tiny one, the latter in a server of transformers; `vllm` runs the
-default model in vLLM's server where `make vllm-env` was made, and inside this process where vLLM
-is installed (tests/integration runs this file there).
+`native` and `openai` run a tiny one, the latter in a server of transformers, and `ragwright` is the
+`openai` engine over this project's own server; `vllm` runs the default model in vLLM's server where
+`make vllm-env` was made, and inside this process where vLLM is installed (tests/integration runs
+this file there).
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from inference import (
 )
 from inference.engine import ENGINES, EngineConfig, NativeConfig, OpenAIConfig, VLLMConfig
 from tests.inference.tiny import checkpoint
-from tests.servers import SERVED, VLLM, require_vllm, transformers_serve
+from tests.servers import SERVED, VLLM, ragwright_serves, require_vllm, transformers_serve
 
 # A row here for every row of the table, and whether its environment may be absent.
 ROWS = [
     pytest.param("native"),
     pytest.param("openai"),
     pytest.param("vllm", marks=pytest.mark.timeout(900)),
+    pytest.param(OURS := "ragwright"),
 ]
 
 
 def test_every_row_is_run_here() -> None:
-    assert [row.values[0] for row in ROWS] == list(ENGINES)
+    assert [row.values[0] for row in ROWS if row.values[0] != OURS] == list(ENGINES)
 
 
 @pytest.fixture(scope="module", params=ROWS)
@@ -52,6 +54,11 @@ def config(
     model = str(checkpoint(folder, context=256, endless=True, ascii_only=True))
     if request.param == "native":
         yield NativeConfig(model=model, dtype="float32", device="cpu")
+        return
+    if request.param == OURS:
+        with ragwright_serves(model) as (url, key), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAGWRIGHT_OPENAI_API_KEY", key)
+            yield OpenAIConfig(base_url=url, model="default", context_length=256)
         return
     with transformers_serve(folder, tmp_path_factory.mktemp("served")) as url:
         yield OpenAIConfig(base_url=url, model=SERVED, context_length=256, tokenizer=model)

@@ -24,7 +24,6 @@ async def metrics(service: ServiceDep) -> Response:
     counted = service.metrics
     for state, number in (await service.queue.counts()).items():
         counted.jobs.labels(state.value).set(number)
-    if service.gate is not None:
-        for name, value in service.gate.figures().items():
-            counted.engine.labels(name).set(value)
+    for name, value in service.gate.figures().items():
+        counted.engine.labels(name).set(value)
     return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)

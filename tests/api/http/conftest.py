@@ -29,14 +29,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model for a home that has none, so that nothing is fetched."""
+    from tests.inference.tiny import checkpoint
+
+    return checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
 @pytest.fixture(scope="module")
-def settings(redis_url: str, home: Path) -> Settings:
+def settings(redis_url: str, home: Path, tiny: Path) -> Settings:
     """Settings under which nothing is limited by accident; a namespace of their own."""
     return Settings(
         redis_url=redis_url,
         namespace=f"t{secrets.token_hex(6)}",
         rate_per_minute=1_000_000,
         drain=5.0,
+        model=str(tiny),
     )
 
 

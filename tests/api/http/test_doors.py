@@ -148,6 +148,7 @@ def belongings(site: Site) -> Iterator[tuple[str, Any]]:
         upload = {"name": "theirs", "text": text}
         assert client.post("/v1/workflows", json=upload).status_code == 201
         yield "workflows", "theirs"
+        yield "models", "workflow/theirs"
         fact = {"head": "Emma", "relation": "written by", "tail": "Jane Austen"}
         graph = {"name": "theirs", "triples": [fact]}
         assert client.post("/v1/graphs", json=graph).status_code in (201, 202)

@@ -1,0 +1,1 @@
+"""OpenAI's protocol over the engine and the workflows: chat, completions, embeddings, models."""
