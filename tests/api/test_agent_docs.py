@@ -13,11 +13,11 @@ import pytest
 
 from inference.models import models_home
 from tests.api.client.conftest import working
-from tests.api.http.conftest import redis_url, settings, site
+from tests.api.http.conftest import redis_url, settings, site, tiny
 from tests.api.http.site import Site
 from tests.house.source import ROOT
 
-__all__ = ["redis_url", "settings", "site"]
+__all__ = ["redis_url", "settings", "site", "tiny"]
 
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXAMPLES = {

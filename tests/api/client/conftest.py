@@ -12,10 +12,10 @@ from api import Client, telemetry
 from api.jobs.redis_queue import RedisQueue
 from api.jobs.worker import Worker
 from api.settings import Settings
-from tests.api.http.conftest import home, redis_url, settings, site
+from tests.api.http.conftest import home, redis_url, settings, site, tiny
 from tests.api.http.site import Site
 
-__all__ = ["home", "redis_url", "settings", "site"]
+__all__ = ["home", "redis_url", "settings", "site", "tiny"]
 
 WORKFLOWS = {
     "shout": """
