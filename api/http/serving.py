@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import uvicorn
 
+from api import telemetry
 from api.http.app import create_app
 from api.http.crew import Crew
 from api.http.keys import KeyStore
@@ -54,8 +55,10 @@ def serve(settings: Settings, *, host: str, port: int, embedded: bool, workers: 
     try:
         with listening(host, port) as listener, redis_of(settings, embedded) as url:
             found = settings.model_copy(update={"redis_url": url})
+            telemetry.setup(found)
             asyncio.run(_serve(found, listener, host, workers))
     finally:
+        telemetry.shutdown()
         signal.signal(signal.SIGTERM, before)
 
 

@@ -50,7 +50,7 @@ async def _begin(body: ChatBody, ask: Ask) -> tuple[Engine, list[Request]]:
 async def _answer(body: ChatBody, ask: Ask, envelope: Envelope) -> dict[str, Any]:
     engine, requests = await _begin(body, ask)
     async with ask.enter(len(requests)) as visit:
-        outputs = await work.generate(engine, requests, visit, ask.deadline)
+        outputs = await work.generate(engine, requests, visit, ask)
     choices = [_choice(at, output, body) for at, output in enumerate(outputs)]
     return envelope.of(KIND, choices, usage=replies.usage(outputs, len(outputs)))
 
@@ -72,7 +72,7 @@ async def _chunks(
     engine, requests = await _begin(body, ask)
     async with ask.enter(len(requests)) as visit:
         meter = await Meter.begin(engine, requests, body)
-        async for at, chunk in work.stream(engine, requests, visit, ask.deadline):
+        async for at, chunk in work.stream(engine, requests, visit, ask):
             if at not in meter.begun:
                 opening = {"role": "assistant", "content": ""}
                 yield _chunk(envelope, at, opening, meter)

@@ -90,7 +90,7 @@ async def _answer(
 ) -> dict[str, Any]:
     engine = await engine_for(ask, body.model)
     async with ask.enter(len(requests)) as visit:
-        outputs = await work.generate(engine, requests, visit, ask.deadline)
+        outputs = await work.generate(engine, requests, visit, ask)
         choices = [_choice(at, output, body) for at, output in enumerate(outputs)]
         if body.prompt_logprobs is not None:
             for choice, request in zip(choices, requests, strict=True):
@@ -137,7 +137,7 @@ async def _chunks(
     offsets = [0] * len(requests)
     async with ask.enter(len(requests)) as visit:
         meter = await Meter.begin(engine, requests, body)
-        async for at, chunk in work.stream(engine, requests, visit, ask.deadline):
+        async for at, chunk in work.stream(engine, requests, visit, ask):
             fresh = meter.take(at, chunk)
             choice: dict[str, Any] = {
                 "index": at,

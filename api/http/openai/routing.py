@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Security
 
+from api import telemetry
 from api.http.deps import CallerDep, DeadlineDep, ServiceDep, need
 from api.http.errors import documented
 from api.http.keys import Scope
@@ -27,7 +28,8 @@ def build(tag: str) -> APIRouter:
 async def _ask(
     request: Request, service: ServiceDep, caller: CallerDep, deadline: DeadlineDep
 ) -> Ask:
-    return Ask(service, caller, deadline, request.scope["state"]["request_id"])
+    trace = telemetry.carrier(request.headers)
+    return Ask(service, caller, deadline, request.scope["state"]["request_id"], trace)
 
 
 AskDep = Annotated[Ask, Depends(_ask)]

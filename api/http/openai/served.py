@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from api.http.engine import engine_config
@@ -29,20 +29,21 @@ WORKFLOW = "workflow/"
 class Ask:
     """One request to the API: whose it is, what answers it, and until when it is of use.
 
-    `deadline` is on the clock of `time.monotonic`.
+    `deadline` is on the clock of `time.monotonic`, `trace` the W3C context that its spans continue.
     """
 
     service: Service
     caller: Caller
     deadline: float
     request_id: str
+    trace: Mapping[str, str] = field(default_factory=dict)
 
     def within(self, seconds: float | None) -> Ask:
         """The same with an earlier deadline, `seconds` from now."""
         if seconds is None:
             return self
         sooner = min(self.deadline, time.monotonic() + seconds)
-        return Ask(self.service, self.caller, sooner, self.request_id)
+        return replace(self, deadline=sooner)
 
     @asynccontextmanager
     async def enter(self, size: int = 1) -> AsyncIterator[Visit]:

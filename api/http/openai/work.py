@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import TypeVar
 
+from api import telemetry
 from api.http.errors import ApiError
 from api.http.gate import Visit
-from api.http.openai.served import too_late
+from api.http.openai.served import Ask, served_name, too_late
 from inference import Chunk, Engine, FinishReason, Output, Request
+from workflows.events import ModelCalled
 
 T = TypeVar("T")
 
@@ -59,18 +61,20 @@ async def in_thread(act: Callable[[], T], stop: Callable[[], object] = lambda: N
 
 
 async def generate(
-    engine: Engine, requests: Sequence[Request], visit: Visit, deadline: float
+    engine: Engine, requests: Sequence[Request], visit: Visit, ask: Ask
 ) -> list[Output]:
     """Outputs in order, `visit.size` sequences at a time; raises for one that has no answer."""
     outputs: list[Output] = []
     for at in range(0, len(requests), visit.size):
-        batch = [timed(request, deadline) for request in requests[at : at + visit.size]]
+        batch = [timed(request, ask.deadline) for request in requests[at : at + visit.size]]
 
         def stop(batch: Sequence[Request] = batch) -> None:
             for request in batch:
                 engine.abort(request.id)
 
         outputs += await in_thread(lambda batch=batch: engine.generate(batch), stop)  # type: ignore[misc]
+    for request, output in zip(requests, outputs, strict=True):
+        trace(ask, engine, request, output)
     for output in outputs:
         require_answer(output)
     account(visit, outputs)
@@ -78,13 +82,14 @@ async def generate(
 
 
 async def stream(
-    engine: Engine, requests: Sequence[Request], visit: Visit, deadline: float
+    engine: Engine, requests: Sequence[Request], visit: Visit, ask: Ask
 ) -> AsyncGenerator[tuple[int, Chunk], None]:
     """Chunks of all requests as they come, each with the position of its request."""
     outputs: list[Output] = []
-    async with aclosing(_merged(engine, requests, visit, deadline)) as found:
+    async with aclosing(_merged(engine, requests, visit, ask.deadline)) as found:
         async for at, chunk in found:
             if chunk.output is not None:
+                trace(ask, engine, requests[at], chunk.output)
                 require_answer(chunk.output)
                 outputs.append(chunk.output)
             yield at, chunk
@@ -124,6 +129,27 @@ async def _merged(
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
+
+
+def trace(ask: Ask, engine: Engine, request: Request, output: Output) -> None:
+    """Tell telemetry of a generation that belongs to no run; a workflow's are told by its run."""
+    seconds = output.stats.seconds
+    telemetry.sink(ask.trace)(
+        ModelCalled(
+            node="",
+            task="",
+            call=1,
+            engine=ask.service.settings.engine,
+            model=served_name(engine),
+            sampling=asdict(request.sampling),
+            finish_reason=output.finish_reason.value,
+            started_at=time.time() - seconds,
+            seconds=seconds,
+            usage=output.usage,
+            stats=output.stats.to_dict(),
+            operation="text_completion" if request.messages is None else "chat",
+        )
+    )
 
 
 def timed(request: Request, deadline: float) -> Request:

@@ -18,6 +18,7 @@ from typing import Any
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import ValidationError
 
+from api import telemetry
 from api.errors import BAD_INPUT
 from api.http.errors import ApiError
 from api.http.openai import replies
@@ -190,13 +191,14 @@ def _unknown(model: str) -> ApiError:
 
 async def _run(question: Question, ask: Ask, tell: Sink) -> RunResult:
     """The run to its end, or to the deadline; nothing of it is kept."""
-    result = await perform(
-        question.manifest,
-        ask.service.pool,
-        Keeping(_Forgetful(), _in_memory),
-        sinks=(tell,),
-        stream_text=tell is not _ignore,
-    )
+    with telemetry.traced(ask.trace) as spans:
+        result = await perform(
+            question.manifest,
+            ask.service.pool,
+            Keeping(_Forgetful(), _in_memory),
+            sinks=(tell, spans),
+            stream_text=tell is not _ignore,
+        )
     if result.status is RunStatus.CANCELLED:
         raise asyncio.CancelledError
     if result.status is RunStatus.FAILED:

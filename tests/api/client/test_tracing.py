@@ -46,6 +46,24 @@ def test_a_run_continues_the_trace_of_its_request(
     assert {f"{span.context.trace_id:032x}" for span in spans.values()} == {"c" * 32}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_continues_the_trace_of_its_request(
+    served: Site, exported: InMemorySpanExporter, stream: bool
+) -> None:
+    parent = {"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"}
+    body = {"messages": [{"role": "user", "content": CANARY}], "max_tokens": 3, "stream": stream}
+    with served.client(served.alpha) as http:
+        plain = {**body, "model": "default"}
+        answer = http.post("/v1/chat/completions", json=plain, headers=parent)
+        assert answer.status_code == 200, answer.text
+    telemetry.shutdown()
+    [span] = exported.get_finished_spans()
+    assert span.name.startswith("chat ") and CANARY not in span.to_json()
+    assert span.parent is not None and f"{span.parent.span_id:016x}" == "d" * 16
+    assert span.attributes is not None
+    assert span.attributes["gen_ai.usage.output_tokens"] in (1, 2, 3)
+
+
 def test_neither_logs_nor_spans_hold_what_runs_are_about(
     served: Site,
     client: Client,
