@@ -8,9 +8,12 @@ from tests.api.conftest import Ragwright
 
 
 def test_lists_the_benchmarks(ragwright: Ragwright) -> None:
-    assert ragwright("bench") == (0, "engine\nretrieval\nworkflow\n", "")
+    assert ragwright("bench") == (0, "api\nengine\njobs\nretrieval\nworkflow\n", "")
     status, out, _ = ragwright("bench", "--json")
-    assert (status, json.loads(out)) == (0, {"benches": ["engine", "retrieval", "workflow"]})
+    assert (status, json.loads(out)) == (
+        0,
+        {"benches": ["api", "engine", "jobs", "retrieval", "workflow"]},
+    )
 
 
 def test_an_unknown_benchmark_or_row_is_refused(ragwright: Ragwright) -> None:

@@ -22,7 +22,7 @@ from workflows.checkpoints import sqlite_saver
 from workflows.loading import Workflow, load_workflow
 from workflows.resources import ResourcePool, Resources
 from workflows.runtime import RunOptions, execute
-from workflows.store import Journal
+from workflows.store import FolderJournal
 
 SUPERSTEPS = 200
 PAIRS = 15
@@ -76,7 +76,7 @@ def _compare(name: str, folder: Path, workflow: Workflow, saved: bool) -> Figure
 
 
 def _timed(
-    folder: Path, saved: bool, work: Callable[[Any, Journal], Awaitable[None]]
+    folder: Path, saved: bool, work: Callable[[Any, FolderJournal], Awaitable[None]]
 ) -> Callable[[], float]:
     """A function that does the work on fresh files and returns milliseconds a superstep."""
     count = iter(range(10**6))
@@ -84,7 +84,7 @@ def _timed(
     async def once() -> float:
         stem = folder / f"{id(work)}-{next(count)}"
         with stem.with_suffix(".jsonl").open("ab", buffering=0) as lines:
-            journal = Journal(lines)
+            journal = FolderJournal(lines)
             if not saved:
                 return await _clock(work(None, journal))
             async with sqlite_saver(stem.with_suffix(".sqlite")) as saver:
@@ -100,7 +100,7 @@ async def _clock(work: Awaitable[None]) -> float:
     return (time.perf_counter() - began) / SUPERSTEPS * 1e3
 
 
-async def _ours(workflow: Workflow, saver: Any, journal: Journal) -> None:
+async def _ours(workflow: Workflow, saver: Any, journal: FolderJournal) -> None:
     resources = Resources(workflow.spec, ResourcePool())
     inputs = workflow.check_inputs({})
     options = RunOptions("bench", sinks=[journal])

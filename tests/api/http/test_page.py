@@ -15,7 +15,15 @@ from tests.house.source import ROOT
 
 PAGE = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(GET|POST|DELETE) (\S+)` \| ([^|]+) \|", re.MULTILINE)
-ELSEWHERE = ("/v1/indexes", "/v1/graphs", "/v1/models", "/v1/chat", "/v1/completions", "/v1/embed")
+ELSEWHERE = (
+    "/v1/indexes",
+    "/v1/graphs",
+    "/v1/models",
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/embed",
+    "/tokenize",
+)
 """Routes that other pages describe."""
 
 

@@ -30,9 +30,12 @@ outputs: {answer: "${state.text}", times: "${inputs.times}"}
 
 @pytest.fixture(scope="module")
 def parrot(served: Site, model: Path) -> str:
-    """A workflow that tenant alpha has uploaded, over the tiny model."""
-    text = ECHO.replace("MODEL", str(model))
-    served.service.library.add_workflow("alpha", "parrot", text)
+    """A workflow that tenant alpha has uploaded, over the tiny model.
+
+    An upload may not name a folder, so that it is put in where the file is kept.
+    """
+    file = served.service.library.add_workflow("alpha", "parrot", ECHO.replace("MODEL", "default"))
+    file.write_text(ECHO.replace("MODEL", str(model)), encoding="utf-8")
     return "workflow/parrot"
 
 
