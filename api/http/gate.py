@@ -1,11 +1,11 @@
 """The bounded queue in front of the engine: who works, who waits, and who is refused at once.
 
 An accepted request is to be answered within `slowdown` times what it takes alone, however many
-more are sent. Two things lengthen an answer, and each gets half of what is promised:
+more are sent. Two things lengthen an answer, and each gets a share of what is promised:
 
 - Company. Sequences share the steps of a batch. While all who come can be served, as many work
   as the operator allows, for that gives the most tokens a second. Once somebody must be refused,
-  no more work than keep the time of a token within its half (`Tempo.width`).
+  no more work than keep the time of a token within its share (`Tempo.width`).
 - Waiting. A count alone does not bound it, so that a request is accepted only if a place is
   expected to be free in time (`Tempo.patience`). When a place becomes free is told from how long
   those at work have been there and how long requests take. A bound on the wait at the door does

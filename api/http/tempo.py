@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-HEADROOM = 0.8
+HEADROOM = 0.7
 """Share of the promised slowdown that is planned with; the rest is for what nobody foresees."""
+COMPANY = 0.3
+"""Share of what is promised beyond the time alone that company may take up."""
 LONELY = 1.25
 """Mean number at work up to which a request counts as having been alone."""
 WEIGHT = 0.1
@@ -31,8 +33,8 @@ class Tempo:
 
     @property
     def bearable(self) -> float:
-        """How many times longer than alone the work itself may take: half of what is promised."""
-        return 1 + (HEADROOM * self.slowdown - 1) / 2
+        """How many times longer than alone the work itself may take."""
+        return 1 + COMPANY * (self.slowdown - 1)
 
     def strain(self, company: float) -> float:
         """How many times longer a token takes with `company` at work than alone."""

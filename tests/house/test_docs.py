@@ -30,6 +30,8 @@ def commands(text: str) -> Iterator[list[str]]:
             words = shlex.split(line.removeprefix("$ "), comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words.pop(0)
+            if "&" in words:  # what follows is a command of its own
+                words = words[: words.index("&")]
             if words and Path(words[0]).name in {"ragwright", "make"}:
                 yield [Path(words[0]).name, *words[1:]]
 
