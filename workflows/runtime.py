@@ -216,7 +216,9 @@ class _Run:
         final: dict[str, Any] = await self.graph.ainvoke(
             start, self.config, durability="sync" if self.durable else None
         )
-        self.asks = [_ask(one) for one in final.pop(INTERRUPT, ())]
+        # Parallel nodes ask in the order in which they get there; the same run asks alike.
+        asks = [_ask(one) for one in final.pop(INTERRUPT, ())]
+        self.asks = sorted(asks, key=lambda ask: str(ask["node"]))
         if self.asks:
             self.emit(Asked(tuple(self.asks)))
         return final
