@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.errors import ApiError
+from api.http.leaving import UNCACHED, until_left
 from api.jobs.errors import QueueUnavailable
 from api.jobs.job import JobEvent
 
@@ -49,20 +50,13 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, frames: AsyncGenerator[bytes]) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(headers=UNCACHED)
         del self.headers["content-length"]
         self.frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: write until the frames end or the client is gone."""
-        writing = asyncio.ensure_future(self._write(send))
-        leaving = asyncio.ensure_future(_departure(receive))
-        try:
-            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            writing.cancel()
-            await asyncio.gather(leaving, writing, return_exceptions=True)
+        writing = await until_left(self._write(send), receive)
         if not writing.cancelled():
             writing.result()
 
@@ -73,11 +67,6 @@ class EventStream(Response):
             async for chunk in frames:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _departure(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def resume_point(given: str | None) -> str:

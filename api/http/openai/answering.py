@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -12,10 +11,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.errors import known
+from api.http.leaving import UNCACHED, until_left
 from api.http.openai.refusals import in_protocol
 
 DONE = b"data: [DONE]\n\n"
-UNCACHED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class Answering(Response):
@@ -25,30 +24,18 @@ class Answering(Response):
     Its errors before the answer began are answers with a status.
     """
 
-    def __init__(self, work: Callable[[Send], Awaitable[None]]) -> None:
+    def __init__(self, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
         self.work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        working = asyncio.ensure_future(self.work(send))
-        leaving = asyncio.ensure_future(_departure(receive))
-        try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            working.cancel()
-            await asyncio.gather(leaving, working, return_exceptions=True)
+        working = await until_left(self.work(send), receive)
         if not working.cancelled():
             error = working.exception()
             if isinstance(error, Exception):
                 raise in_protocol(error) from error.__cause__
             working.result()
-
-
-async def _departure(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def whole(compute: Callable[[], Awaitable[Any]]) -> Answering:
