@@ -7,9 +7,9 @@ from collections import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.http.door import Door
 from api.http.edge import OPEN
 from api.http.errors import RETRY_SECONDS, ApiError
-from api.http.limits import RateLimit
 from api.http.service import Service
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
@@ -25,7 +25,7 @@ class Auth:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
         self.service = service
-        self.rate = RateLimit(service.redis, service.settings)
+        self.door = Door(service.redis, service.settings)
         self.flying: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,18 +34,20 @@ class Auth:
             await self.app(scope, receive, send)
             return
         token = _token(Headers(scope=scope))
-        caller = await self.service.keys.check(token)
+        caller, wait = await self.door.knock(token)
         if caller is None:
             message = "this API key is unknown, revoked or expired; use another"
             raise ApiError(401, "invalid_key", message, headers=CHALLENGE)
         scope["state"]["caller"] = caller
+        if wait > 0:
+            message = f"this key may make {self.door.rate} requests a minute; wait"
+            raise ApiError(429, "rate_limited", message, retry_after=wait)
         most = self.service.settings.concurrency_per_key
         if self.flying[caller.key_id] >= most:
             message = f"this key has {most} requests in flight, which is its limit; wait for one"
             raise ApiError(429, "too_many_requests", message, retry_after=RETRY_SECONDS)
         self.flying[caller.key_id] += 1
         try:
-            await self.rate.spend(caller.key_id)
             await self.app(scope, receive, send)
         finally:
             self.flying[caller.key_id] -= 1

@@ -9,8 +9,9 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
+from api.http.door import Caller
 from api.http.errors import ApiError
-from api.http.keys import Caller, Scope
+from api.http.keys import Scope
 from api.http.service import Service
 
 

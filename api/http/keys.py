@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 import time
@@ -17,14 +16,12 @@ from redis.asyncio import Redis
 from api.http.store import reachable
 from workflows.errors import WorkflowInputError
 
-SEEN_EVERY = 60.0
-"""Seconds within which a second use of a key is not written down again."""
-
 OVERLAP = 86400.0
 """Seconds for which a rotated key still works."""
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_KEY = re.compile(r"rw_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+KEY = re.compile(r"rw_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+"""A key's text: its id and its secret."""
 
 
 class Scope(StrEnum):
@@ -46,15 +43,6 @@ class UnknownKey(WorkflowInputError):
     """No key of this id."""
 
     code = "unknown_key"
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who a request comes from."""
-
-    key_id: str
-    tenant: str
-    scopes: frozenset[Scope]
 
 
 @dataclass(frozen=True)
@@ -91,13 +79,18 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def place(namespace: str) -> str:
+    """What the names of all keys in Redis begin with."""
+    return f"{namespace}:apikey:"
+
+
 class KeyStore:
     """The keys of a service, in Redis under its namespace; raises QueueUnavailable."""
 
     def __init__(self, redis: Redis, namespace: str) -> None:
         self._redis = redis
         self._ids = f"{namespace}:apikeys"
-        self._prefix = f"{namespace}:apikey:"
+        self._prefix = place(namespace)
 
     async def create(
         self, tenant: str, scopes: Iterable[Scope] = tuple(Scope), note: str = ""
@@ -157,27 +150,6 @@ class KeyStore:
         async with reachable():
             await self._redis.hset(self._prefix + key_id, "expires_at", repr(ends))
         return made
-
-    async def check(self, text: str) -> Caller | None:
-        """Whose key this is; None for what is none, or works no longer.
-
-        Asked for every request and never cached, so that a revoked key ends at once.
-        """
-        parts = _KEY.fullmatch(text)
-        if parts is None:
-            return None
-        key_id, secret = parts.groups()
-        row = await self._row(key_id)
-        same = hmac.compare_digest(digest(secret), row.get("hash", "0" * 64))
-        if not same:
-            return None
-        key, now = _key(key_id, row), time.time()
-        if not key.works(now):
-            return None
-        if key.used_at is None or now - key.used_at >= SEEN_EVERY:
-            async with reachable():
-                await self._redis.hset(self._prefix + key_id, "used_at", repr(now))
-        return Caller(key.id, key.tenant, frozenset(key.scopes))
 
     async def _row(self, key_id: str) -> dict[str, str]:
         async with reachable():

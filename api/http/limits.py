@@ -1,4 +1,4 @@
-"""How much a caller may send, how often, and how long an answer may take."""
+"""How much a caller may send, and how long an answer may take."""
 
 from __future__ import annotations
 
@@ -6,52 +6,14 @@ import asyncio
 import math
 import time
 
-from redis.asyncio import Redis
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import ApiError
-from api.http.store import reachable
 from api.settings import Settings
 
 GRACE = 1.0
 """Seconds after its deadline until a request is ended here; the engine ends it before."""
-
-BUCKET = """
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1000000
-local size, rate = tonumber(ARGV[1]), tonumber(ARGV[2])
-local row = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local tokens = tonumber(row[1]) or size
-tokens = math.min(size, tokens + math.max(0, now - (tonumber(row[2]) or now)) * rate)
-if tokens < 1 then return tostring((1 - tokens) / rate) end
-redis.call('HSET', KEYS[1], 'tokens', tokens - 1, 'at', now)
-redis.call('EXPIRE', KEYS[1], math.ceil(size / rate) + 1)
-return '0'
-"""
-"""Takes a token from a bucket, or says in how many seconds there is one."""
-
-
-class RateLimit:
-    """A token bucket per key, of a minute's size.
-
-    It lies in Redis, so that the limit holds over all servers of a service and over restarts.
-    """
-
-    def __init__(self, redis: Redis, settings: Settings) -> None:
-        self._take = redis.register_script(BUCKET)
-        self._prefix = f"{settings.namespace}:rate:"
-        self._size = settings.rate_per_minute
-
-    async def spend(self, key_id: str) -> None:
-        """Take one request from the key's bucket; raises ApiError 429, QueueUnavailable."""
-        async with reachable():
-            wait = float(
-                await self._take(keys=[self._prefix + key_id], args=[self._size, self._size / 60])
-            )
-        if wait > 0:
-            message = f"this key may make {self._size} requests a minute; wait"
-            raise ApiError(429, "rate_limited", message, retry_after=wait)
 
 
 class BodyLimit:

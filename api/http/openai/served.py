@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from api.http.door import Caller
 from api.http.engine import engine_config
 from api.http.errors import ApiError
 from api.http.gate import Visit
-from api.http.keys import Caller
 from api.http.service import Service
 from inference import Engine
 from inference.suggest import nearest

@@ -9,8 +9,9 @@ from fastapi import Request, Response
 from pydantic import Field, StrictInt, StringConstraints
 
 from api.http.deps import CallerDep, ServiceDep, need
+from api.http.door import Caller
 from api.http.errors import documented
-from api.http.keys import Caller, Scope
+from api.http.keys import Scope
 from api.http.routes import uploads
 from api.http.routes.bodies import Body, Name
 from api.http.routes.uploads import Entries, Files, ItemName, Results, Search

@@ -12,8 +12,9 @@ from fastapi import Header, Path, Query, Request, Response
 from api import telemetry
 from api.http import sse
 from api.http.deps import CallerDep, ServiceDep, need
+from api.http.door import Caller
 from api.http.errors import ApiError, documented
-from api.http.keys import Caller, Scope
+from api.http.keys import Scope
 from api.http.routes.bodies import Resume, Run, RunPage, RunRequest
 from api.http.routing import router as build
 from api.http.service import Service

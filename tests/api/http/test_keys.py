@@ -9,24 +9,41 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
+from redis.asyncio import Redis
 
-from api.http.keys import Caller, KeyStore, Scope, UnknownKey, digest
+from api.http.door import Caller, Door
+from api.http.keys import KeyStore, Scope, UnknownKey, digest
 from api.http.store import connect
 from api.jobs.errors import QueueUnavailable
+from api.settings import Settings
 from workflows.errors import WorkflowInputError
 
 T = TypeVar("T")
 
 
+class Ring(KeyStore):
+    """The keys, and the door that they open."""
+
+    def __init__(self, redis: Redis, namespace: str) -> None:
+        super().__init__(redis, namespace)
+        self._door = Door(redis, Settings(namespace=namespace))
+
+    async def check(self, text: str) -> Caller | None:
+        """Who is let in with this key."""
+        caller, wait = await self._door.knock(text)
+        assert wait == 0
+        return caller
+
+
 @pytest.fixture
-def with_keys(redis_url: str) -> Callable[[Callable[[KeyStore], Awaitable[T]]], T]:
+def with_keys(redis_url: str) -> Callable[[Callable[[Ring], Awaitable[T]]], T]:
     """Run a coroutine function over an empty store."""
     namespace = f"k{secrets.token_hex(6)}"
 
-    def run(work: Callable[[KeyStore], Awaitable[T]]) -> T:
+    def run(work: Callable[[Ring], Awaitable[T]]) -> T:
         async def inner() -> T:
             async with connect(redis_url) as redis:
-                return await work(KeyStore(redis, namespace))
+                return await work(Ring(redis, namespace))
 
         return asyncio.run(inner())
 
@@ -34,7 +51,7 @@ def with_keys(redis_url: str) -> Callable[[Callable[[KeyStore], Awaitable[T]]], 
 
 
 def test_a_key_lets_its_tenant_in_with_its_scopes(with_keys: Any) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         key, text = await keys.create("alpha", [Scope.READ, Scope.RUNS], note="ci")
         assert await keys.check(text) == Caller(key.id, "alpha", frozenset({"runs", "read"}))
         [listed] = await keys.list()
@@ -45,7 +62,7 @@ def test_a_key_lets_its_tenant_in_with_its_scopes(with_keys: Any) -> None:
 
 
 def test_redis_holds_nothing_that_opens(with_keys: Any, redis_url: str) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         key, text = await keys.create("alpha")
         secret = text.split("_", 2)[2]
         async with connect(redis_url) as redis:
@@ -73,7 +90,7 @@ def test_redis_holds_nothing_that_opens(with_keys: Any, redis_url: str) -> None:
     ],
 )
 def test_anything_else_lets_nobody_in(with_keys: Any, damage: Callable[[str], str]) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         _, text = await keys.create("alpha")
         assert await keys.check(damage(text)) is None
         assert await keys.check(text) is not None
@@ -82,7 +99,7 @@ def test_anything_else_lets_nobody_in(with_keys: Any, damage: Callable[[str], st
 
 
 def test_revoked_is_at_once(with_keys: Any) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         key, text = await keys.create("alpha")
         assert await keys.check(text)
         assert (await keys.revoke(key.id)).revoked_at is not None
@@ -94,7 +111,7 @@ def test_revoked_is_at_once(with_keys: Any) -> None:
 
 
 def test_rotation_overlaps(with_keys: Any) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         old, old_text = await keys.create("alpha", [Scope.INFER], note="app")
         new, new_text = await keys.rotate(old.id, overlap=0.5)
         assert (new.tenant, new.scopes, new.note) == ("alpha", (Scope.INFER,), "app")
@@ -107,7 +124,7 @@ def test_rotation_overlaps(with_keys: Any) -> None:
 
 
 def test_rotating_twice_does_not_prolong(with_keys: Any) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         old, _ = await keys.create("alpha")
         await keys.rotate(old.id, overlap=10)
         first = (await keys.get(old.id)).expires_at
@@ -119,7 +136,7 @@ def test_rotating_twice_does_not_prolong(with_keys: Any) -> None:
 
 @pytest.mark.parametrize("tenant", ["", "Alpha", "a b", "a/b", "-a", "a" * 64, "..", "ä"])
 def test_tenants_have_plain_names(with_keys: Any, tenant: str) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         with pytest.raises(WorkflowInputError, match="tenant"):
             await keys.create(tenant)
 
@@ -127,7 +144,7 @@ def test_tenants_have_plain_names(with_keys: Any, tenant: str) -> None:
 
 
 def test_what_is_not_there_is_named(with_keys: Any) -> None:
-    async def work(keys: KeyStore) -> None:
+    async def work(keys: Ring) -> None:
         with pytest.raises(UnknownKey, match="nokey"):
             await keys.revoke("nokey")
         with pytest.raises(WorkflowInputError, match="needs a scope"):
@@ -140,7 +157,7 @@ def test_without_redis_nobody_is_let_in() -> None:
     async def work() -> None:
         async with connect("redis://127.0.0.1:1") as redis:
             with pytest.raises(QueueUnavailable, match="does not answer"):
-                await KeyStore(redis, "x").check("rw_" + "0" * 16 + "_" + "a" * 43)
+                await Ring(redis, "x").check("rw_" + "0" * 16 + "_" + "a" * 43)
 
     asyncio.run(work())
 
