@@ -107,18 +107,28 @@ class AdapterInputError(InferenceInputError):
     code = "bad_adapter"
 
 
-class KVInputError(InferenceInputError):
-    """A KV-cache policy that does not exist, or an option it cannot take.
+class MethodInputError(InferenceInputError):
+    """A method that no table has, or an option it cannot take.
 
     `option` names what is wrong, and with `unknown` it is the name itself.
     """
-
-    code = "bad_kv_policy"
 
     def __init__(self, message: str, option: str | None = None, *, unknown: bool = False) -> None:
         self.option = option
         self.unknown = unknown
         super().__init__(message)
+
+
+class KVInputError(MethodInputError):
+    """A KV-cache policy that does not exist, or an option it cannot take."""
+
+    code = "bad_kv_policy"
+
+
+class DrafterInputError(MethodInputError):
+    """A drafter that does not exist, an option it cannot take, or what does not fit the model."""
+
+    code = "bad_drafter"
 
 
 class AdapterInUse(InferenceInputError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from inference.guidance import Guidance
     from inference.kv import KVPolicy
     from inference.native.snapshot import Snapshot
+    from inference.speculative import Drafter
     from inference.taps import Taps
 
 
@@ -140,6 +141,9 @@ class Request:
     read, not decoded again, and the answer begins with them. Logits, a seed's draws, grammar,
     stop strings and penalties go on as if nothing had been cut. Where entries are shrunk or
     watched (`kv`, `past`, `skip_layers`, `taps`) they are decoded again, and the notes say so.
+    `drafter` guesses tokens ahead, which the model checks many at a time; `references` are texts it
+    may copy from, in the prompt or not, and `draft_prompt` is what it reads in place of the prompt
+    if it is a model itself.
     """
 
     prompt: str | None = None
@@ -159,6 +163,9 @@ class Request:
     taps: Taps | None = None
     skip_layers: tuple[int, int] | None = None
     resumed: tuple[int, ...] = ()
+    drafter: Drafter | None = None
+    references: tuple[str, ...] = ()
+    draft_prompt: str | Sequence[Message] | None = None
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
@@ -200,7 +207,7 @@ class Request:
             )
 
 
-NATIVE_ONLY = ("adapters", "kv", "past", "guidance", "taps", "skip_layers", "resumed")
+NATIVE_ONLY = ("adapters", "kv", "past", "guidance", "taps", "skip_layers", "resumed", "drafter")
 """Fields that only the native engine honours."""
 
 

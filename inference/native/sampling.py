@@ -116,9 +116,9 @@ def most_probable(logits: torch.Tensor) -> int:
     return int(logits.argmax())
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on (seed, position) only: one block of Philox 4x64."""
-    counter = np.array([0, position, 0, 0], dtype=np.uint64)
+def uniform(seed: int, position: int, lane: int = 0) -> float:
+    """A number in [0, 1) that depends on (seed, position, lane) only: one block of Philox 4x64."""
+    counter = np.array([0, position, lane, 0], dtype=np.uint64)
     return float(np.random.Generator(np.random.Philox(counter=counter, key=seed)).random())
 
 

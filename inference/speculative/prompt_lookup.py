@@ -1,0 +1,88 @@
+"""Prompt lookup: what followed the last tokens when they occurred before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from inference.native.model import Model
+from inference.native.sequence import Draft
+from inference.speculative.base import MOST, Drafter, Proposal, Proposer, Start, Turn
+
+
+class PromptLookup(Drafter):
+    """Copies the continuation of the latest earlier occurrence of the last tokens.
+
+    The longest suffix of at most `ngram` tokens that occurs before, in the request's references,
+    its prompt or its own output, and the `tokens` that followed it there. Source: Saxena 2023
+    (prompt lookup decoding), and transformers' `prompt_lookup_num_tokens`, which takes the first
+    occurrence where this takes the latest.
+    """
+
+    source: ClassVar[str] = "Saxena 2023, prompt lookup decoding"
+
+    tokens: int = Field(10, ge=1, le=MOST, description="longest draft")
+    ngram: int = Field(3, ge=1, le=16, description="longest suffix that is looked up")
+
+    def open(self, model: Model) -> Proposer:
+        """Nothing is loaded."""
+        return _Lookup(self)
+
+
+class _Lookup(Proposer):
+    """State of a request: where each n-gram of its text was continued last."""
+
+    def __init__(self, options: PromptLookup) -> None:
+        self._options = options
+
+    def begin(self, start: Start) -> Any:
+        """Index references and prompt."""
+        index = _Index(self._options.ngram)
+        for text in (*start.references, start.prompt):
+            index.begin()
+            for token in text:
+                index.add(token)
+        return index
+
+    def propose(self, turns: Sequence[Turn]) -> Sequence[Proposal | None]:
+        """A chain for each request whose last tokens occurred before."""
+        return [self._chain(turn) for turn in turns]
+
+    def _chain(self, turn: Turn) -> Proposal | None:
+        index: _Index = turn.state
+        for token in turn.ids[len(turn.ids) - turn.fresh :]:
+            index.add(token)
+        found = index.after(min(self._options.tokens, turn.room, turn.depth))
+        return Proposal(Draft(tuple(found), tuple(range(-1, len(found) - 1)))) if found else None
+
+
+class _Index:
+    """All texts of a request one behind the other; n-grams never reach over the end of one."""
+
+    def __init__(self, ngram: int) -> None:
+        self._ngram = ngram
+        self._ids: list[int] = []
+        self._first = 0
+        self._places: dict[tuple[int, ...], int] = {}
+
+    def begin(self) -> None:
+        """Another text."""
+        self._first = len(self._ids)
+
+    def add(self, token: int) -> None:
+        """One more token; n-grams before it are now known to be continued."""
+        end = len(self._ids)
+        for length in range(1, min(self._ngram, end - self._first) + 1):
+            self._places[tuple(self._ids[end - length : end])] = end
+        self._ids.append(token)
+
+    def after(self, most: int) -> list[int]:
+        """Up to `most` tokens that followed the longest suffix which occurred before."""
+        end = len(self._ids)
+        for length in range(min(self._ngram, end - self._first), 0, -1):
+            place = self._places.get(tuple(self._ids[end - length : end]))
+            if place is not None:
+                return self._ids[place : place + most]
+        return []
