@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nlargest
 from itertools import chain, islice
 from math import inf
+from operator import itemgetter
 from typing import Any
 
 from inference.native.sequence import Draft
@@ -20,13 +21,25 @@ class Branch:
     """A node of the three slots together; `weight` orders, `counts` are input's to output's.
 
     Siblings of one weight stand in the order of their latest occurrence, latest first. `rank` is
-    the way to a node by places among siblings, so that ranks compare as pre-order does.
+    the way to a node by places among siblings, so that ranks compare as pre-order does. No more
+    than `width` children that a single slot knows of are made: more could never be drafted.
     """
 
-    __slots__ = ("_below", "_places", "_slots", "counts", "rank", "seen", "token", "weight")
+    __slots__ = (
+        "_below",
+        "_places",
+        "_slots",
+        "_width",
+        "counts",
+        "rank",
+        "seen",
+        "token",
+        "weight",
+    )
 
-    def __init__(self, slots: Slots, token: int) -> None:
+    def __init__(self, slots: Slots, token: int, width: int) -> None:
         self._slots = slots
+        self._width = width
         self._places: list[Any] = [None] * len(slots)
         self._below: list[Branch] | None = None
         self.token = token
@@ -50,14 +63,19 @@ class Branch:
     def below(self) -> Sequence[Branch]:
         """Its children, the likeliest first; made when they are first asked for."""
         if self._below is None:
+            slots, width = self._slots, self._width
             found: dict[int, Branch] = {}
-            for at, (slot, _) in enumerate(self._slots):
-                if self._places[at] is None:
-                    continue
-                for token, count, latest, place in slot.below(self._places[at]):
+            known = [at for at, place in enumerate(self._places) if place is not None]
+            for at in known:
+                slot, weight = slots[at]
+                children = slot.below(self._places[at])
+                if len(known) == 1 and weight > 0 and len(children) > width:
+                    # In one slot, whatever lets a child pass lets those before it pass too.
+                    children = nlargest(width, children, key=itemgetter(1, 2))
+                for token, count, latest, place in children:
                     child = found.get(token)
                     if child is None:
-                        child = found[token] = Branch(self._slots, token)
+                        child = found[token] = Branch(slots, token, width)
                     child.add(at, place, count, latest)
             self._below = sorted(found.values(), key=_standing, reverse=True)
             for place, child in enumerate(self._below):
@@ -127,15 +145,15 @@ class Trie:
             query = ids[len(ids) - length :]
             if length == 1 and query[0] in self._stops:
                 continue
-            found = build(self._root(query), shape)
+            found = build(self._root(query, shape), shape)
             if found.ids:
                 best = found
             if len(best.ids) + 1 >= min(shape.depth, shape.ids):
                 break
         return best
 
-    def _root(self, query: Sequence[int]) -> Branch:
-        root = Branch(self._slots, query[-1])
+    def _root(self, query: Sequence[int], shape: Shape) -> Branch:
+        root = Branch(self._slots, query[-1], shape.ids + 1)
         for at, (slot, _) in enumerate(self._slots):
             root.add(at, slot.find(query))
         return root

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import islice
 from typing import Any, Protocol
 
 BREAK = -1
@@ -30,7 +29,7 @@ class Slot(Protocol):
         """The place behind `query`, or None where it never occurred."""
         ...
 
-    def below(self, place: Any) -> Iterable[Child]:
+    def below(self, place: Any) -> list[Child]:
         """What followed there."""
         ...
 
@@ -82,12 +81,14 @@ class Texts:
         if places is None:
             return None
         if len(query) > 1:
-            ids, first, before = self._ids, len(query) - 1, list(query[:-1])
-            fitting = (at for at in reversed(places) if ids[max(at - first, 0) : at] == before)
-            return list(islice(fitting, self._most))[::-1] or None
-        return places[-self._most :]
+            ids, near = self._ids, query[-2]
+            places = [at for at in places if ids[at - 1] == near]
+        if len(query) > 2:
+            first, before = len(query) - 1, list(query[:-1])
+            places = [at for at in places if ids[max(at - first, 0) : at] == before]
+        return places[-self._most :] or None
 
-    def below(self, place: list[int]) -> Iterable[Child]:
+    def below(self, place: list[int]) -> list[Child]:
         """The tokens behind these places."""
         ids = self._ids
         found: dict[int, list[int]] = {}
@@ -163,7 +164,7 @@ class Forest:
             node = node.below.get(token)
         return node
 
-    def below(self, place: Node) -> Iterable[Child]:
+    def below(self, place: Node) -> list[Child]:
         """The children of a node."""
         return [(token, node.count, node.latest, node) for token, node in place.below.items()]
 
