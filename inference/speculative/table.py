@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from inference.speculative.base import Drafter
+from inference.speculative.lookahead import Lookahead
 from inference.speculative.prompt_lookup import PromptLookup
 
 DRAFTERS: dict[str, type[Drafter]] = {
+    "lookahead": Lookahead,
     "prompt_lookup": PromptLookup,
 }

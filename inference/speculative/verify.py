@@ -133,15 +133,23 @@ class Match:
         return {}
 
     def verify(self, case: Case) -> Verdict:
-        """The longest path of the target's own tokens."""
-
-        def choose(node: int, path: Sequence[int]) -> Choice:
-            logits = case.logits(node, path)
+        """The longest path of the target's own tokens, also among chains that begin alike."""
+        lines: list[tuple[int, ...]] = [()]  # paths of the same tokens; the first stands for all
+        while True:
+            path = lines[0]
+            logits = case.logits(path[-1] if path else -1, path)
             token = most_probable(logits) if case.greedy else _own(case, logits, len(path))
-            ids = case.draft.ids
-            return next((at for at in case.children(node) if ids[at] == token), None), token
-
-        return walk(case, choose)
+            lines = [
+                (*line, child)
+                for line in lines
+                for child in case.children(line[-1] if line else -1)
+                if case.draft.ids[child] == token
+            ]
+            if not lines:
+                break
+        for end in range(1, len(path)):  # what another line stood for is asked of this one too
+            case.logits(path[end - 1], path[:end])
+        return Verdict(path, token)
 
 
 @dataclass(frozen=True)
