@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from inference import Grammar, Request
 from inference.errors import DrafterInputError
 from inference.native.model import Model
 from inference.requests import SamplingParams
@@ -34,7 +33,6 @@ from inference.speculative.pacing import (
     updated,
 )
 from inference.speculative.writing import Writing
-from tests.inference.test_batching import opened, requests_for, tokens
 from tests.inference.tiny import checkpoint, network, tokenizer
 
 RULES: tuple[Update, ...] = ("prose", "printed")
@@ -259,10 +257,7 @@ def test_trees_are_those_of_a_model_without_a_cache(folders: Folders, own: bool)
             places = paths(proposal)
             assert places.keys() == wanted.keys()
             in_order = sorted(places, key=lambda path: places[path])
-            assert all(
-                wanted[one] >= wanted[two] * (1 - 1e-4)
-                for one, two in pairwise(in_order)
-            )
+            assert all(wanted[one] >= wanted[two] * (1 - 1e-4) for one, two in pairwise(in_order))
             sizes.add(len(places))
     assert len(sizes) > 2
     for state in host.states:
