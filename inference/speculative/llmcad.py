@@ -49,8 +49,13 @@ class LLMCad(Drafter):
     nodes: int = Field(16, ge=1, le=MOST, description="most tokens of a tree")
     depth: int = Field(8, ge=1, le=MOST, description="longest branch")
     cache_bytes: int = Field(
-        2**28, ge=0, description="most memory for the small model's keys and values"
+        2**28, ge=0, le=2**36, description="most memory for the small model's keys and values"
     )
+
+    @property
+    def opens(self) -> tuple[str, ...]:
+        """The small model, where it is not part of the target."""
+        return () if self.model is None else ("model",)
 
     @model_validator(mode="after")
     def _one(self) -> LLMCad:

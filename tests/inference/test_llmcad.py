@@ -32,6 +32,7 @@ from inference.speculative.pacing import (
     neediest,
     updated,
 )
+from inference.speculative.small import Second
 from inference.speculative.writing import Writing
 from tests.inference.tiny import checkpoint, network, tokenizer
 
@@ -307,6 +308,31 @@ def test_notes_count_what_was_judged(folders: Folders) -> None:
     assert notes["target_calls_per_token"] == pytest.approx((len(proposals) + 1) / emitted)
 
 
+def test_long_prompts_are_read_in_pieces_between_steps(folders: Folders) -> None:
+    """Four passes of eight tokens for the long prompt, and drafts for the short one meanwhile."""
+    model, options = loaded(folders(0)), LLMCad(nodes=3, depth=3, branch=1.0, alpha=0.0)
+    host = Host(
+        Writing(options, Second(model, model, 2**22, step_tokens=8), frozenset()),
+        [[*range(10, 40)], [5]],
+    )
+    found = [host.round([[6] * 9, [7] * 9]) for _ in range(5)]
+    assert [one[1] is not None for one in found] == [True] * 5
+    long = [one[0] is not None for one in found]
+    assert not long[0] and long[-1] and long == sorted(long)
+
+
+def test_a_prompt_of_its_own_is_what_the_small_model_reads(folders: Folders) -> None:
+    model, options = loaded(folders(0)), LLMCad(layers=2, nodes=5, alpha=1e-4)
+    proposer = options.open(model)
+    given, other = [5, 6, 7, 8], [40, 41, 42]
+    alone = proposer.begin(start(other))
+    begun = proposer.begin(replace(start(other), own=False))
+    for said in ([], [9], [9, 10, 11]):
+        (wanted,) = proposer.propose([Turn(alone, [*other, *said], 3, 1, (), 9, 9)])
+        (found,) = proposer.propose([Turn(begun, [*given, *said], 4, 1, (), 9, 9)])
+        assert found is not None and wanted is not None and found.draft == wanted.draft
+
+
 def test_an_early_exit_shares_the_weights(folders: Folders) -> None:
     model = loaded(folders(0))
     early = model.early(1)
@@ -340,4 +366,5 @@ def test_a_small_model_that_does_not_fit_is_refused(folders: Folders, tmp_path: 
     for wrong in ("nodes=0", "nodes=65", "depth=0", "alpha=2", "layers=0", "update=other"):
         with pytest.raises(DrafterInputError, match=wrong.split("=")[0]):
             parse(f"llmcad:{wrong}")
+    assert LLMCad(model="x").opens == ("model",) and LLMCad(layers=3).opens == ()
     assert build({"use": "llmcad", "layers": 1, "alpha": 0.5}) == LLMCad(layers=1, alpha=0.5)
