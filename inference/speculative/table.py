@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from inference.speculative.base import Drafter
+from inference.speculative.llmcad import LLMCad
 from inference.speculative.lookahead import Lookahead
 from inference.speculative.prompt_lookup import PromptLookup
 
 DRAFTERS: dict[str, type[Drafter]] = {
+    "llmcad": LLMCad,
     "lookahead": Lookahead,
     "prompt_lookup": PromptLookup,
 }
