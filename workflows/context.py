@@ -63,6 +63,7 @@ class StepContext:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        draft_prompt: Sequence[Message] | str | None = None,
     ) -> Output:
         """One generation, cut to what the run's budget leaves.
 
@@ -87,6 +88,7 @@ class StepContext:
             adapters=node.adapters,
             kv=node.policy(),
             tenant=self.scope.tenant,
+            draft_prompt=draft_prompt,
         )
         call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
         request = self._within_budget(engine, self._resume(call, request))
@@ -95,6 +97,15 @@ class StepContext:
             self.note(kv=output.notes["kv"])
         output.raise_if_failed()
         return output
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that each text takes in a prompt of the node's engine."""
+        engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
+
+        def counted() -> list[int]:
+            return [engine.count_tokens(Request(prompt=text)) if text else 0 for text in texts]
+
+        return await asyncio.to_thread(counted)
 
     def _resume(self, call: Call, request: Request) -> Request:
         """The request, with the tokens that an earlier attempt at it had produced."""

@@ -28,8 +28,16 @@ class NodeContext(Protocol):
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        draft_prompt: Sequence[Message] | str | None = None,
     ) -> Output:
-        """One generation by the node's engine under the node's sampling and the run's budget."""
+        """One generation by the node's engine under the node's sampling and the run's budget.
+
+        `draft_prompt` is what the node's drafter reads in place of the prompt.
+        """
+        ...
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that each text takes in a prompt of the node's engine."""
         ...
 
     async def search(
