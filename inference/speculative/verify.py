@@ -45,8 +45,9 @@ class Case:
     """A draft and what the target says about it.
 
     `logits(node, path)` are the target's after a node (-1 is the sequence's last token), reached by
-    the nodes `path`; asked for where they are needed only, in depth-first order. `start` is the position that a child of
-    the last token has in prompt plus completion; random numbers depend on seed and position only.
+    the nodes `path`; asked for where they are needed only, depth first. `start` is the position
+    that a child of the last token has in prompt plus completion; random numbers depend on seed,
+    position and lane only.
     """
 
     draft: Draft
