@@ -39,7 +39,7 @@ def attend(
     plan = step.plan(window, grouped.dtype)
 
     def alone(view: View) -> torch.Tensor:
-        read = _chunk if view.rows > 1 else _single
+        read = _single if view.rows == 1 and view.tree is None else _chunk
         return read(step, layer, view, grouped, scale, window)
 
     if len(step.views) == 1 and plan.alone:
@@ -105,7 +105,7 @@ def _chunk(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Several rows of one sequence: [rows, kv_heads, groups, head_dim]."""
+    """Several rows of one sequence, or one of a tree: [rows, kv_heads, groups, head_dim]."""
     keys, values = step.store.read(layer, view.runs)
     plain = view.past == 0 and view.tree is None and (window is None or window >= len(keys))
     # [kv_heads, groups, rows, head_dim] against entries expanded over the groups, not copied.

@@ -74,16 +74,22 @@ class Runner:
         """
         row, view = result.row, result.view
         start = row.cached  # the row of the last token is counted already
-        with torch.inference_mode():
-            if row.cache is not None:
+        if row.cache is not None:
+            with torch.inference_mode():
                 row.cache.settle(view, [0, *(at + 1 for at in path)])
-            elif list(path) != list(range(len(path))):
+        else:
+            self.keep(row, start, path)
+        row.cached = start + len(path)
+        row.draft = None
+
+    def keep(self, row: Row, start: int, path: Sequence[int]) -> None:
+        """Move the entries `path`, counted from `start`, to `start` and on, in their order."""
+        if list(path) != list(range(len(path))):
+            with torch.inference_mode():
                 self.store.move(
                     [self._slot(row, start + at) for at in path],
                     [self._slot(row, start + at) for at in range(len(path))],
                 )
-        row.cached = start + len(path)
-        row.draft = None
 
     def snapshot(self, row: Row) -> Snapshot:
         """Copy the entries a row holds."""
@@ -143,6 +149,7 @@ class Runner:
                     runs,
                     places,
                     tree,
+                    () if seq.grown is None else seq.grown.behind,
                     seq.cache,
                     seq.skip if start >= seq.prompt else range(0),
                     seq.adapters,
@@ -176,6 +183,9 @@ def _tokens(seq: Row, device: torch.device) -> tuple[list[int], Sequence[int], t
     """Ids and positions of a sequence's rows, and what they see of each other if it is a tree."""
     start, end = seq.cached, seq.cached + seq.scheduled
     draft = seq.draft
+    if seq.grown is not None:
+        assert draft is None and seq.cache is None
+        return seq.ids[start:end], seq.grown.positions, seq.grown.mask.to(device)
     if draft is None:
         return seq.ids[start:end], range(start, end), None
     rows = 1 + len(draft.ids)

@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from inference.adapters.lora import Adapter
     from inference.native.compact import Compact
     from inference.taps import Taps
@@ -54,17 +56,31 @@ class Draft:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """Scheduled rows of a tree that grows over several steps, its nodes lying behind one another.
+
+    `mask` [rows, seen] says which of the last `seen` entries, these rows included, each row sees;
+    all before those are seen. `positions` are those of the rows, `behind` of the seen entries that
+    were computed earlier.
+    """
+
+    positions: Several[int]
+    behind: Several[int]
+    mask: torch.Tensor
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Prompt and completion of one row; `blocks` hold the first `cached` of its `ids`.
 
-    `wanted` is the first position whose logits are needed; None means the last one only, from
-    which the next token is drawn. The first `prompt` of its ids were given. `expected` is a guess
-    of its final length, for placing blocks. A `draft` is computed along with the last token, and
-    every row of it yields logits. A sequence with a `cache` of its own holds no blocks; it keeps
-    `reserve` of them free instead, reads its prompt in pieces that end at multiples of `chunk`,
-    and is never preempted. `group` are rows that come and go together, this one among them, or
-    nothing.
+    `wanted` is the first position whose logits are needed; None means the last one only, from which
+    the next token is drawn. The first `prompt` of its ids were given. `expected` is a guess of its
+    final length, for placing blocks. A `draft` is computed along with the last token, and every row
+    of it yields logits; rows of a `grown` tree are ids like others. A sequence with a `cache` of
+    its own holds no blocks; it keeps `reserve` of them free instead, reads its prompt in pieces
+    that end at multiples of `chunk`, and is never preempted. `group` are rows that come and go
+    together, this one among them, or nothing.
     """
 
     ids: list[int]
@@ -84,6 +100,7 @@ class Sequence:
     published: int = 0
     aside: range = range(0)
     draft: Draft | None = None
+    grown: Grown | None = None
     cache: Compact | None = None
     reserve: int = 0
     reserved: int = 0

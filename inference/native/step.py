@@ -26,9 +26,11 @@ class View:
     """Rows [start, end) of a step: one sequence with `past` entries before them.
 
     The entries are slot ranges of the store (`runs`, those of the rows included), or lie in a
-    `cache` of the sequence's own. `tree` [rows, rows] says which rows of this step each row sees;
-    without it, those up to itself. Layers of `skip` do not compute these rows, which carry
-    `adapters`. `key` is the same in every part of a step.
+    `cache` of the sequence's own. `tree` [rows, seen] says which of the last entries each row sees,
+    the rows themselves being the very last; without it, those up to itself. Where it reaches into
+    the past, which only entries of the store do, `behind` are the positions of the past entries
+    under it. Layers of `skip` do not compute these rows, which carry `adapters`. `key` is the same
+    in every part of a step.
     """
 
     key: int
@@ -38,6 +40,7 @@ class View:
     runs: tuple[tuple[int, int], ...] = ()
     positions: Sequence[int] = ()
     tree: torch.Tensor | None = None
+    behind: Sequence[int] = ()
     cache: Compact | None = None
     skip: range = range(0)
     adapters: tuple[Adapter, ...] = ()
@@ -163,17 +166,18 @@ def lora(views: Sequence[View], stacks: Stacks | None) -> LoraBatch | None:
 def sight(view: View, past: int, window: int | None, device: torch.device) -> torch.Tensor:
     """Which of `past` earlier entries and its own rows each row of a view sees: bool [rows, all].
 
-    Earlier entries stand at positions 0 to past - 1, as they do in the store.
+    Earlier entries stand at positions 0, 1, ... as they do in the store, but for those `behind`.
     """
-    count = view.rows
+    count, free = view.rows, past - len(view.behind)
     if view.tree is not None:
-        mask = torch.cat([view.tree.new_ones(count, past), view.tree], dim=1)
+        mask = torch.cat([view.tree.new_ones(count, free), view.tree], dim=1)
     else:
         seen = torch.arange(past + count, device=device)
         mask = seen <= seen[past:, None]
     if window is not None:
         own = torch.tensor(view.positions, device=device)
-        all_positions = torch.cat([torch.arange(past, device=device), own])
+        grown = torch.tensor(view.behind, dtype=torch.long, device=device)
+        all_positions = torch.cat([torch.arange(free, device=device), grown, own])
         mask = mask & (all_positions > own[:, None] - window)
     return mask
 
@@ -198,7 +202,8 @@ def _plan(
         if view.cache is not None:
             continue
         seen = view.past + 1 if window is None else min(view.past + 1, window)
-        if view.rows > 1 or seen > PADDED:
+        masked = view.tree is not None and window is not None  # the last entries are not its own
+        if view.rows > 1 or seen > PADDED or masked:
             alone.append(view)
         else:  # caches of like length together: less than half of what is read is padding
             buckets.setdefault(seen.bit_length(), []).append(view)
@@ -228,7 +233,12 @@ def _pad(
     longest = int(lengths.max())
     # Padding reads the last entry again: what nobody wrote could be a NaN, and 0 * NaN is NaN.
     entries = np.stack([np.pad(one, (0, longest - len(one)), mode="edge") for one in slots])
-    hidden = torch.from_numpy(np.arange(longest) >= lengths[:, None])
+    unseen = np.arange(longest) >= lengths[:, None]
+    for at, view in enumerate(views):
+        if view.tree is not None:
+            end = lengths[at]
+            unseen[at, end - view.tree.shape[1] : end] = ~view.tree[0].cpu().numpy()
+    hidden = torch.from_numpy(unseen)
     mask = torch.zeros(len(views), longest, dtype=dtype).masked_fill_(hidden, -torch.inf)
     rows = [view.start for view in views]
     return Pad(
