@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from inference.speculative.base import Drafter
 from inference.speculative.prompt_lookup import PromptLookup
+from inference.speculative.rapid import Rapid
 
 DRAFTERS: dict[str, type[Drafter]] = {
     "prompt_lookup": PromptLookup,
+    "rapid": Rapid,
 }
