@@ -28,11 +28,13 @@ class NodeContext(Protocol):
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        draft_prompt: Sequence[Message] | str | None = None,
+        references: Sequence[str] = (),
+        draft_prompt: Sequence[Message] | None = None,
     ) -> Output:
         """One generation by the node's engine under the node's sampling and the run's budget.
 
-        `draft_prompt` is what the node's drafter reads in place of the prompt.
+        The node's drafter may copy from `references`, and reads `draft_prompt` in place of the
+        prompt if it is a model.
         """
         ...
 
