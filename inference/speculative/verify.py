@@ -79,7 +79,7 @@ class Case:
         """
         assert self.drawn is not None, "a draft whose tokens were not drawn has no rows"
         row = self.drawn[node].to(like)
-        if not row[self.draft.ids[node]] > 0:
+        if not float(row[self.draft.ids[node]]) > 0:
             raise AssertionError(f"draft token {node} was drawn with a probability of 0 by its row")
         return row
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,25 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference import SamplingParams
-from inference.native.sampling import draw_all, process, uniform
+from inference.native.sampling import draw_all
 from inference.native.sequence import Draft
-from inference.speculative.base import MOST
-from inference.speculative.verify import (
-    DRAFTING,
-    PLAIN,
-    REST,
-    RULES,
-    TRIALS,
-    Case,
-    Match,
-    RapidPaper,
-    Rejection,
-    Rule,
-    Tilted,
-    Typical,
-    Verdict,
-)
+from inference.speculative.verify import Match, Rejection, Rule
 from tests.inference.chance import DRAWS, chi_square
 from tests.inference.exact import Leaf, Scripted, World, drive, matches, rejections, spread
 
@@ -110,7 +93,7 @@ class Behind(World):
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 def test_whole_steps_of_match_follow_the_target_whatever_was_drafted(tree: Sequence[int]) -> None:
     world = World(3, zeros=2)
-    tokens = np.random.default_rng(4).integers(world.size, size=len(tree)).tolist()
+    tokens = np.random.default_rng(4).permutation(world.size)[: len(tree)].tolist()
     leaves = list(matches(world, tree, Leaf(), tokens))
     found = spread(world, leaves, depth(tree))
     np.testing.assert_allclose(found, world.joint((), depth(tree)), rtol=0, atol=1e-9)
@@ -130,50 +113,52 @@ def test_dropping_an_unlikely_token_after_it_was_drawn_would_bend_the_distributi
     assert np.abs(bent - world.p(())).max() > 0.01
 
 
+Drafts = dict[tuple[int, ...], tuple[list[np.ndarray], np.ndarray]]
+
+
+def drafts(world: World, tree: Sequence[int], again: bool, numbers: np.ndarray) -> Drafts:
+    """The drafts that `numbers` [draws, nodes] draw: tokens -> rows, and which draws gave them."""
+    found: Drafts = {(): ([], np.arange(len(numbers)))}
+    for node, parent in enumerate(tree):
+        grown: Drafts = {}
+        for tokens, (rows, at) in found.items():
+            prefix = () if parent < 0 else (tokens[parent],)
+            before = [] if again else [tokens[i] for i in range(node) if tree[i] == parent]
+            row = world.without(prefix, before)
+            drawn = draw_all(torch.from_numpy(row), numbers[at, node])
+            for token in np.unique(drawn):
+                grown[*tokens, int(token)] = ([*rows, row], at[drawn == token])
+        found = grown
+    return found
+
+
 def sampled(rule: Rule, world: World, tree: Sequence[int], again: bool, seed: int) -> np.ndarray:
     """Counts [size, size] of the first two tokens of DRAWS steps; a short step is continued."""
-    numbers = np.random.Generator(np.random.Philox(key=seed)).random((DRAWS, 16))
-    size, logits = world.size, {(): world.logits(())}
-    found = np.zeros((size, size), dtype=int)
-    continued = np.zeros(size, dtype=int)
-    rows = {(): world.q(()), **{(v,): world.q((v,)) for v in range(size)}}
-    logits |= {(v,): world.logits((v,)) for v in range(size)}
-    logits |= {(v, w): world.logits((v, w)) for v in range(size) for w in range(size)}
-    ends = {key: np.cumsum(row) for key, row in rows.items()}
-    tensors = {key: torch.from_numpy(row) for key, row in rows.items()}
-    tried = numbers[:, 8:].tolist()
-    for at in range(DRAWS):
-        tokens: list[int] = []
-        drawn = []
-        for node, parent in enumerate(tree):
-            prefix = () if parent < 0 else (tokens[parent],)
-            before = [tokens[i] for i in range(node) if tree[i] == parent]
-            if again or not before:
-                row, end = tensors[prefix], ends[prefix]
+    numbers = np.random.Generator(np.random.Philox(key=seed)).random((DRAWS, 12))
+    shape = (world.size, world.size)
+    found, short = np.zeros(shape, dtype=int), np.zeros(world.size, dtype=int)
+    for tokens, (rows, at) in drafts(world, tree, again, numbers[:, 6:]).items():
+        draft, drawn = Draft(tokens, tuple(tree)), torch.from_numpy(np.stack(rows))
+        says = {path: world.logits(tuple(tokens[i] for i in path)) for path in paths(draft)}
+        for script in numbers[at, :6].tolist():
+            case = Scripted(
+                draft, lambda _, path, says=says: says[tuple(path)], False, 0, 0, drawn, {}, script
+            )
+            verdict = rule.verify(case)
+            said = [*(tokens[i] for i in verdict.path), verdict.token]
+            if len(said) == 1:
+                short[said[0]] += 1
             else:
-                left = world.without(prefix, before)
-                row, end = torch.from_numpy(left), np.cumsum(left)
-            tokens.append(int(np.searchsorted(end, numbers[at, node] * end[-1], side="right")))
-            drawn.append(row)
-        case = Scripted(
-            Draft(tuple(tokens), tuple(tree)),
-            lambda _, path, tokens=tokens: logits[tuple(tokens[i] for i in path)],
-            False,
-            0,
-            0,
-            torch.stack(drawn),
-            script=tried[at],
-        )
-        verdict = rule.verify(case)
-        said = [*(tokens[i] for i in verdict.path), verdict.token]
-        if len(said) == 1:
-            continued[said[0]] += 1
-        else:
-            found[said[0], said[1]] += 1
+                found[said[0], said[1]] += 1
     follow = np.random.default_rng(seed)
-    for token, count in enumerate(continued):
+    for token, count in enumerate(short):
         found[token] += follow.multinomial(count, world.p((token,)))
     return found
+
+
+def paths(draft: Draft) -> list[tuple[int, ...]]:
+    """Every way down a draft that a rule may ask for."""
+    return [(), *(tuple(line) for line in draft.ancestors())]
 
 
 @pytest.mark.parametrize(
