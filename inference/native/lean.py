@@ -8,6 +8,7 @@ recorder for hidden states, queries, keys and values, layers that some rows skip
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ class Lean:
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMS norm over the last dimension; the mean of squares is taken in float32."""
         return rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+
+    def first(self, layers: int) -> Lean:
+        """The first layers with this model's norm and head: an early exit, sharing the weights."""
+        early = copy(self)
+        early.layers = self.layers[:layers]
+        return early
 
     def forward(self, step: Step) -> torch.Tensor | None:
         """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""

@@ -107,6 +107,18 @@ class Model:
         """Our own forward pass, to which methods attach; None where transformers' runs."""
         return self.network if isinstance(self.network, Lean) else None
 
+    def early(self, layers: int) -> Model:
+        """An early exit behind the first layers of a lean model, which shares its weights."""
+        assert self.lean is not None
+        return Model(
+            self.lean.first(layers),
+            self.tokenizer,
+            f"{self.name}, first {layers} layers",
+            self.config,
+            self.stop_ids,
+            self._folder,
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of configuration, weights and their type: whose key/value entries are alike."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from inference.speculative.base import Drafter
+from inference.speculative.llmcad import LLMCad
 from inference.speculative.prompt_lookup import PromptLookup
 from inference.speculative.rapid import Rapid
 
 DRAFTERS: dict[str, type[Drafter]] = {
+    "llmcad": LLMCad,
     "prompt_lookup": PromptLookup,
     "rapid": Rapid,
 }
