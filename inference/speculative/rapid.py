@@ -90,6 +90,11 @@ class Rapid(Drafter):
         return self
 
     @property
+    def opens(self) -> tuple[str, ...]:
+        """The drafting model, where another one is named."""
+        return () if self.model is None else ("model",)
+
+    @property
     def rule(self) -> Rule:
         """Rejection where nothing may change, else one of the two shifted rules."""
         from inference.speculative.verify import RapidPaper, Rejection, Tilted
