@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from api.agents import (
+        RAPID,
         Agent,
         AgentResult,
         Ask,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from api.client import Client
 
 __all__ = [
+    "RAPID",
     "Agent",
     "AgentResult",
     "Ask",

@@ -105,6 +105,15 @@ class StepContext:
         output.raise_if_failed()
         return output
 
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that each text takes in a prompt of the node's engine."""
+        engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
+
+        def counted() -> list[int]:
+            return [engine.count_tokens(Request(prompt=text)) if text else 0 for text in texts]
+
+        return await asyncio.to_thread(counted)
+
     def _resume(self, call: Call, request: Request) -> Request:
         """The request, with the tokens that an earlier attempt at it had produced."""
         past, key = self.scope.past, (self.task, call.number)

@@ -1,11 +1,12 @@
 """Agents: workflows as Python objects, with typed inputs and results."""
 
 from api.agents.agent import Agent, AgentOptions
-from api.agents.library import AGENTS, AutoRAG, ClosedBook, NaiveRAG
+from api.agents.library import AGENTS, RAPID, AutoRAG, ClosedBook, NaiveRAG
 from api.agents.results import AgentResult, Ask, Citation, RunFailed, Step
 
 __all__ = [
     "AGENTS",
+    "RAPID",
     "Agent",
     "AgentOptions",
     "AgentResult",

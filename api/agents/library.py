@@ -108,9 +108,58 @@ class ClosedBook(Agent):
     run, stream, arun, astream = verbs(inputs)
 
 
+class RAPID(Agent):
+    """RAPID: answer from a long document, drafted on what was retrieved from it.
+
+    Source: Chen et al., "Long-Context Inference with Retrieval-Augmented Speculative Decoding",
+    arXiv 2502.20330. The model reads the document, as much of it as fits, and checks the tokens
+    that a drafter proposes, which reads the most similar passages only. As shipped the answer is
+    that of plain decoding; the modes that shift it towards the drafter are an option in the
+    workflow file.
+
+    Needs documents (`docs` or `retriever`, with cosines as scores) and the native engine. Outputs:
+    `answer`, `citations` (the passages the drafter read; all that were read, where it read none),
+    `decoding` ("rapid" or "plain"), `fallback` (why there was nothing to draft from, or None).
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "rapid"
+
+    @staticmethod
+    @given
+    def inputs(
+        question: str,
+        *,
+        plain: bool = False,
+        passages: int = 64,
+        context_tokens: int = 7000,
+        draft_tokens: int = 512,
+        shorten: int = 24,
+        threshold: float = 0.3,
+        gate: float = 0.0,
+        max_tokens: int = 96,
+    ) -> None:
+        """Inputs of RAPID.
+
+        - `question`: what to answer; it is the query too.
+        - `plain`: decode without a drafter, to compare with.
+        - `passages`: most passages read of the documents, 1 to 1000.
+        - `context_tokens`: most tokens that the model reads.
+        - `draft_tokens`: tokens that its drafter reads (4096 in the paper).
+        - `shorten`: the drafter reads this part of the context where that is more.
+        - `threshold`: least similarity of what the drafter reads, 0 to 1.
+        - `gate`: plain decoding where no passage is this similar, 0 to 1.
+        - `max_tokens`: most tokens of the answer.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
 AGENTS: dict[str, type[Agent]] = {
     "auto_rag": AutoRAG,
     "closed_book": ClosedBook,
     "naive_rag": NaiveRAG,
+    "rapid": RAPID,
 }
 """Shipped workflow -> its class."""

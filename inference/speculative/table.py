@@ -6,9 +6,11 @@ from inference.speculative.base import Drafter
 from inference.speculative.llmcad import LLMCad
 from inference.speculative.lookahead import Lookahead
 from inference.speculative.prompt_lookup import PromptLookup
+from inference.speculative.rapid import Rapid
 
 DRAFTERS: dict[str, type[Drafter]] = {
     "llmcad": LLMCad,
     "lookahead": Lookahead,
     "prompt_lookup": PromptLookup,
+    "rapid": Rapid,
 }

@@ -47,6 +47,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "auto_rag.recall": ({"question": "Why?"}, AUTO_RAG),
     "auto_rag.close": ({"question": "Why?"}, AUTO_RAG),
     "auto_rag.conclude": ({}, AUTO_RAG),
+    "rapid.select": ({"hits": [HIT]}, {}),
+    "rapid.answer": ({"question": "Why?", "context": [HIT], "excerpt": [HIT]}, {}),
 }
 
 
@@ -63,6 +65,10 @@ class _Context:
         self.called.add("generate")
         text = "Seen.\nRefined Query: because"
         return Output("r", text, (1, 2), FinishReason.STOP, Usage(), Stats())
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        self.called.add("count")
+        return [len(text.split()) for text in texts]
 
     async def search(self, queries: Sequence[str], k: int | None = None, **_: Any) -> Any:
         self.called.add("search")
@@ -111,7 +117,7 @@ def test_what_a_node_writes_survives_a_checkpoint(kind: str) -> None:
 @pytest.mark.parametrize("kind", NODES)
 def test_a_node_declares_what_it_calls(kind: str) -> None:
     _, context = _run(kind)
-    assert NODES[kind].generates == ("generate" in context.called)
+    assert NODES[kind].generates == bool({"generate", "count"} & context.called)
     assert NODES[kind].retrieves == ("search" in context.called)
     assert not NODES[kind].needs or NODES[kind].generates
 

@@ -13,6 +13,7 @@ from workflows.nodes.auto_rag import (
 from workflows.nodes.base import Node
 from workflows.nodes.basic import CallWorkflow, Generate, Retrieve, Set
 from workflows.nodes.interrupt import Interrupt
+from workflows.nodes.rapid import RapidAnswer, RapidSelect
 from workflows.nodes.reader import ReaderAnswer
 
 NODES: dict[str, type[Node]] = {
@@ -28,4 +29,6 @@ NODES: dict[str, type[Node]] = {
     "auto_rag.recall": AutoRAGRecall,
     "auto_rag.close": AutoRAGClose,
     "auto_rag.conclude": AutoRAGConclude,
+    "rapid.select": RapidSelect,
+    "rapid.answer": RapidAnswer,
 }

@@ -38,6 +38,10 @@ class NodeContext(Protocol):
         """
         ...
 
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that each text takes in a prompt of the node's engine."""
+        ...
+
     async def search(
         self,
         queries: Sequence[str],
