@@ -53,6 +53,7 @@ class Lean:
         self.config = config
         self.dtype = dtype
         self.device = device
+        self._source = (folder, name)
         self.heads = int(config.num_attention_heads)
         self.kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(
@@ -64,8 +65,8 @@ class Lean:
         # largest tensor comes first, while there is little else.
         with Checkpoint(folder, name) as found:
             self._tied = bool(getattr(config, "tie_word_embeddings", False))
-            table = EMBEDDING if self._tied else "lm_head.weight"
-            self._head = Linear(self.tensor(found, table), pack=pack)
+            self._outputs = EMBEDDING if self._tied else "lm_head.weight"
+            self._head = Linear(self.tensor(found, self._outputs), pack=pack)
             self._norm = self.tensor(found, "model.norm.weight")
         self.layers: list[Layer] = []
         for at in range(int(config.num_hidden_layers)):
@@ -106,6 +107,17 @@ class Lean:
         early = copy(self)
         early.layers = self.layers[:layers]
         return early
+
+    def readout(self, tokens: torch.Tensor | None = None) -> Linear:
+        """The language model head, from final states [rows, hidden] to logits [rows, vocabulary].
+
+        With `tokens` [n] its rows of these ids only, in their order, as weights of their own.
+        """
+        if tokens is None:
+            return self._head
+        with Checkpoint(*self._source) as found:
+            rows = found.read(self._outputs)[tokens]
+        return Linear(rows.to(self.device, self.dtype))
 
     def forward(self, step: Step) -> torch.Tensor | None:
         """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""

@@ -124,6 +124,11 @@ class Model:
         """Digest of configuration, weights and their type: whose key/value entries are alike."""
         return fingerprint(self._folder, self.name, self.config, self.network.dtype)
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """Digest of configuration and weights, in whatever type they run: whose heads fit."""
+        return fingerprint(self._folder, self.name, self.config, torch.float32)
+
     def forward(self, step: Step) -> torch.Tensor | None:
         """Float32 logits [kept, vocabulary] of the rows a step keeps, or None."""
         try:

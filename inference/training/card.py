@@ -29,6 +29,8 @@ class Card:
     tokens: int
     files: dict[str, str]
     """sha256 of each weight file beside the card."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """What was measured of the result, on data it has not learned."""
     versions: dict[str, str] = field(default_factory=lambda: {p: version(p) for p in PACKAGES})
 
     def write(self, folder: Path) -> None:

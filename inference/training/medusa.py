@@ -1,0 +1,267 @@
+"""Training Medusa's heads: the model answers prompts, its states are kept, heads learn from them.
+
+    python -m inference.training.medusa --out HEADS --work SCRATCH --documents data/corpus
+
+Medusa-1 (arXiv 2401.10774, section 2.2.1): the model is frozen, each head learns the token it
+stands for by cross entropy, head k weighted 0.8^k, on the answers' tokens only. Self-distilled
+data (section 2.3.2), since what the model was tuned on is not ours to have. Deviations: prompts
+are short templates of our own rather than ShareGPT's; heads share the frozen output matrix, of
+which they use the rows of the most frequent tokens, so that the softmax is over those; tokens
+outside are not learned, and count as missed in every score.
+
+All stages go on where they were killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, linear, silu
+
+from inference.errors import InferenceInputError
+from inference.models import resolve
+from inference.models.manifest import sha256
+from inference.native.checkpoint import Checkpoint
+from inference.native.fingerprint import fingerprint
+from inference.native.lean import EMBEDDING
+from inference.speculative.choices import expected, grow
+from inference.speculative.medusa_heads import WEIGHTS, MedusaHeads
+from inference.training.answers import Answer, answer, digest, read
+from inference.training.card import Card
+from inference.training.loop import Plan, plan_of, train
+from inference.training.scores import Ranks, baselines, ranks
+from inference.training.seeds import read_passages, seeds
+
+DECAY = 0.8
+"""Weight of each further head in the loss."""
+
+CALLED = "medusa"
+"""The recipe, as cards name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MedusaOptions:
+    """`heads` of them guess among the `tokens` most frequent ids; the tree has `nodes` nodes."""
+
+    heads: int = 4
+    tokens: int = 8192
+    nodes: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What heads stand on: the rows of the output matrix that they use, and whose they are."""
+
+    name: str
+    digest: str
+    files: dict[str, str]
+    tokens: torch.Tensor
+    """[tokens], the ids"""
+    output: torch.Tensor
+    """[tokens, hidden], float32"""
+
+
+class Blocks(torch.nn.Module):  # type: ignore[misc]
+    """The parameters of K heads; at the start each passes its input on unchanged."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(heads, width, width))
+        self.bias = torch.nn.Parameter(torch.zeros(heads, width))
+
+    def forward(self, head: int, hidden: torch.Tensor) -> torch.Tensor:
+        """States [rows, hidden] that the model's head reads in place of `hidden`."""
+        return hidden + silu(linear(hidden, self.weight[head], self.bias[head]))
+
+
+def target(model: str, answers: Sequence[Answer], tokens: int) -> Target:
+    """The output rows of the ids that `answers` use most; among equals the lower id comes first.
+
+    Byte-pair ids stand in order of frequency, so low ones fill up what the answers leave.
+    """
+    from transformers import AutoConfig
+
+    folder = resolve(model)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    with Checkpoint(folder, model) as found:
+        whole = found.read(EMBEDDING if tied else "lm_head.weight")
+        used = Counter(token for one in answers for token in one.ids.tolist())
+        order = sorted(range(len(whole)), key=lambda token: (-used[token], token))
+        ids = torch.tensor(sorted(order[:tokens]))
+        rows = whole[ids].float()
+    files = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    base = fingerprint(folder, model, config, torch.float32)
+    return Target(model, base, files, ids, rows)
+
+
+def places(ids: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Where each id stands in the ascending ids `known`; -100 where it does not."""
+    at = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
+    return torch.where(known[at] == ids, at, -100)
+
+
+def medusa_loss(
+    blocks: Blocks, on: Target
+) -> Callable[[Sequence[Answer]], tuple[torch.Tensor, int]]:
+    """Loss of all heads, summed with their weights over the tokens of some answers, in nats.
+
+    Row i of the states is what answer token i was drawn from, so head k learns token i + 1 + k:
+    with i as t + 1 that is t + 2 + k. Terms are the tokens that head 0 learns.
+    """
+
+    def loss(answers: Sequence[Answer]) -> tuple[torch.Tensor, int]:
+        total, terms = torch.zeros(()), 0
+        for head in range(len(blocks.weight)):
+            ahead = 1 + head
+            pairs = [(one.hidden[:-ahead], one.ids[ahead:]) for one in answers]
+            labels = places(torch.cat([ids for _, ids in pairs]), on.tokens)
+            known = labels >= 0
+            states = torch.cat([hidden for hidden, _ in pairs])[known].float()
+            logits = linear(blocks(head, states), on.output)
+            total = total + DECAY**head * cross_entropy(logits, labels[known], reduction="sum")
+            terms = terms or int(known.sum())
+        return total, terms
+
+    return loss
+
+
+def train_medusa(
+    model: str,
+    answers: Sequence[Answer],
+    plan: Plan,
+    out: Path,
+    options: MedusaOptions,
+    *,
+    scratch: Path,
+    facts: dict[str, Any],
+) -> Card:
+    """Train heads on the answers whose part is 'train' and leave them in `out`, with a card.
+
+    The tree is grown from the 'calibration' part, the card's scores are of the 'held out' one.
+    `facts` go into the card's options. Checkpoints lie in `scratch` until all is written.
+    """
+    parts = {
+        part: [one for one in answers if one.part == part]
+        for part in ("train", "calibration", "held out")
+    }
+    learned = [one for one in parts["train"] if len(one.ids) > options.heads]
+    if not learned or not parts["calibration"] or not parts["held out"]:
+        raise InferenceInputError(
+            f"{len(answers)} answers leave {len(learned)} to learn from; answer more prompts"
+        )
+    on = target(model, learned, options.tokens)
+    width = on.output.shape[1]
+    if (found := learned[0].hidden.shape[1]) != width:
+        raise InferenceInputError(
+            f"the kept states have {found} numbers and those of model {model!r} {width}; "
+            "answer the prompts with this model"
+        )
+    blocks = Blocks(options.heads, width)
+    data = digest(learned)
+    loss = medusa_loss(blocks, on)
+    progress = train(blocks, learned, loss, plan, data=data, folder=scratch)
+    heads = MedusaHeads(blocks.weight, blocks.bias, on.tokens, on.digest, model, ((0,),))
+    # Scores are those of the file: its numbers are bfloat16.
+    heads = heads.to(torch.bfloat16, torch.device("cpu")).to(torch.float32, torch.device("cpu"))
+    calibrated = ranks(heads, on.output, parts["calibration"])
+    choices = grow(calibrated.accuracy(), options.nodes)
+    heads = MedusaHeads(heads.blocks, heads.biases, on.tokens, on.digest, model, choices)
+    heads.save(out)
+    held = ranks(heads, on.output, parts["held out"])
+    card = Card(
+        recipe=CALLED,
+        base=model,
+        base_files=on.files,
+        dtype="bfloat16",
+        options={**asdict(options), **facts, "decay": DECAY},
+        plan=plan_of(plan),
+        examples=len(learned),
+        data=data,
+        losses=[round(one, 4) for one in progress.losses],
+        tokens=progress.terms,
+        files={WEIGHTS: sha256(out / WEIGHTS)},
+        scores=_scores(held, calibrated, parts, options),
+    )
+    card.write(out)
+    shutil.rmtree(scratch)
+    return card
+
+
+def _scores(
+    held: Ranks, calibrated: Ranks, parts: dict[str, list[Answer]], options: MedusaOptions
+) -> dict[str, Any]:
+    """Shares of right guesses on prompts that were not learned, heads beside baselines."""
+    choices = grow(calibrated.accuracy(), options.nodes)
+    unigram, bigram = baselines(parts["train"], parts["held out"], options.heads)
+    return {
+        "held_out_prompts": len(parts["held out"]),
+        "held_out_tokens": held.counts,
+        "right_within": {
+            "heads": held.within(),
+            "bigram": bigram.within(),
+            "unigram": unigram.within(),
+        },
+        "expected_accepted": {
+            str(size): round(expected(held.accuracy(), choices[:size]), 4)
+            for size in (4, 8, 12, 16, 32)
+            if size <= options.nodes
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the whole recipe, or what is left of it."""
+    parser = argparse.ArgumentParser(prog="python -m inference.training.medusa")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the heads")
+    parser.add_argument("--work", type=Path, required=True, help="folder that a kill leaves")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--documents", type=Path, help="folder of .md and .txt passages")
+    parser.add_argument("--prompts", type=int, help="only the first so many")
+    parser.add_argument("--answer-tokens", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=8, help="answers per step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--heads", type=int, default=MedusaOptions().heads)
+    parser.add_argument("--tokens", type=int, default=MedusaOptions().tokens)
+    given = parser.parse_args(arguments)
+    passages = read_passages(given.documents) if given.documents else []
+    prompts = seeds(passages, given.seed)[: given.prompts]
+    folder = given.work / "answers"
+    answer(prompts, given.model, given.dtype, given.answer_tokens, folder)
+    plan = Plan(
+        given.steps,
+        given.batch,
+        lr=given.lr,
+        warmup=given.steps // 10,
+        seed=given.seed,
+        checkpoint_every=20,
+    )
+    facts = {
+        "prompts": len(prompts),
+        "documents": given.documents is not None,
+        "answer_tokens": given.answer_tokens,
+        "answer_dtype": given.dtype,
+    }
+    train_medusa(
+        given.model,
+        read(folder, len(prompts)),
+        plan,
+        given.out,
+        MedusaOptions(given.heads, given.tokens),
+        scratch=given.work / "checkpoints",
+        facts=facts,
+    )
+
+
+if __name__ == "__main__":
+    main()
