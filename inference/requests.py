@@ -199,6 +199,12 @@ class Request:
                 f"request {self.id!r} has tenant={self.tenant!r}; give a text, or leave it out"
             )
         require_names(f"request {self.id!r}", self.adapters)
+        if not isinstance(self.references, tuple | list) or not all(
+            isinstance(text, str) for text in self.references
+        ):
+            raise InferenceInputError(
+                f"request {self.id!r} has references={self.references!r:.60}; give a tuple of texts"
+            )
         if self.grammar is not None and self.sampling.stop:
             raise InferenceInputError(
                 f"request {self.id!r} gives a grammar and the stop string "

@@ -87,10 +87,14 @@ class Line:
         reader, writer = self._kept() or await asyncio.open_connection(
             self._address.hostname, self._address.port
         )
-        writer.write(self._request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-        await reader.readexactly(length)
+        try:
+            writer.write(self._request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+        except BaseException:
+            writer.close()  # nobody else knows of it
+            raise
         self._idle.append((reader, writer))
         return int(head.split()[1]), time.perf_counter() - began
 

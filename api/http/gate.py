@@ -5,7 +5,7 @@ more are sent. Two things lengthen an answer, and each gets a share of what is p
 
 - Company. Sequences share the steps of a batch. While all who come can be served, as many work
   as the operator allows, for that gives the most tokens a second. Once somebody must be refused,
-  no more work than keep the time of a token within its share (`Tempo.width`).
+  no more work than keep the time of a request within its share (`Tempo.width`).
 - Waiting. A count alone does not bound it, so that a request is accepted only if a place is
   expected to be free in time (`Tempo.patience`). When a place becomes free is told from how long
   those at work have been there and how long requests take. A bound on the wait at the door does
@@ -46,7 +46,8 @@ class Visit:
     """One request at the gate; `size` is the number of sequences it has at work.
 
     `deadline` is on the gate's clock. Whoever works sets `done` where the work went to its end, so
-    that its time tells something, and `pace`, seconds per token, if it knows.
+    that its time tells something, and if it knows, how many `tokens` came and their `pace`,
+    seconds per token behind the first.
     """
 
     key: str
@@ -54,9 +55,11 @@ class Visit:
     arrived: float
     deadline: float | None
     done: bool = False
+    tokens: int = 0
     pace: float | None = None
     started: float = 0.0
     before: float = 0.0
+    width: int = 0
     granted: asyncio.Future[None] | None = field(default=None, repr=False)
 
     @property
@@ -133,7 +136,7 @@ class Gate:
         """Seconds until a place is free for a request with `ahead` sequences before it.
 
         One at work is taken to need what requests need on average, and one that has needed longer
-        already, as long again as it is late.
+        already, as long again as it is late; none is sooner than requests are uncertain.
         """
         service = self.tempo.seconds(self.width)
         free = self.width - self.running
@@ -141,7 +144,7 @@ class Gate:
             return 0.0
         now = self._clock()
         left = sorted(
-            abs(service - (now - visit.started)) / service
+            max(abs(service - (now - visit.started)) / service, self.tempo.doubt)
             for visit in self._working
             for _ in range(visit.size)
         )
@@ -157,6 +160,7 @@ class Gate:
         self._require_time(visit)
         while self._is_full(visit):
             self._drop_for(visit)
+        visit.width = self.width
         visit.granted = asyncio.get_running_loop().create_future()
         self._queues.setdefault(visit.key, deque()).append(visit)
         seconds = None if visit.deadline is None else visit.deadline - self._clock()
@@ -233,8 +237,12 @@ class Gate:
         return ApiError(status, code, message, retry_after=after, headers=headers)
 
     def _fits(self, visit: Visit) -> bool:
-        """True where there is a place; what is wider than the width may work alone."""
-        return not self._working or self.running + visit.size <= self.width
+        """True where there is a place; what is wider than the width may work alone.
+
+        Who was let in to wait keeps the width that the wait was told from: else a width that
+        shrinks would make the one who waits pay for all who come.
+        """
+        return not self._working or self.running + visit.size <= max(self.width, visit.width)
 
     def _start(self, visit: Visit) -> None:
         self._count()
@@ -254,7 +262,7 @@ class Gate:
             company = (self._integral - visit.before) / seconds
             lately = RECENT * (self.tempo.seconds(self.width) or 0)
             refusing = self._since - self._last_refusal <= lately
-            self.tempo.took(seconds, company, visit.pace, calm=not refusing)
+            self.tempo.took(seconds, company, visit.tokens, visit.pace, calm=not refusing)
             self.width = self.tempo.width(self.width, self.most, refusing)
         self._next()
 

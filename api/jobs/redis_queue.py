@@ -12,7 +12,7 @@ import math
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import orjson
@@ -94,10 +94,11 @@ class RedisQueue:
 
     async def close(self) -> None:
         """Send what is still to be sent and close all connections."""
-        await self._sender.flush()
-        await self.client.aclose()
-        await self._reads.aclose()
-        self.broker.client.close()
+        async with AsyncExitStack() as ends:  # each, whatever becomes of the others
+            ends.callback(self.broker.client.close)
+            ends.push_async_callback(self._reads.aclose)
+            ends.push_async_callback(self.client.aclose)
+            await self._sender.flush()
 
     async def check(self) -> str | None:
         """Reach the server, or raise QueueUnavailable; a warning where it keeps nothing on disk."""

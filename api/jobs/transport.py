@@ -80,10 +80,15 @@ class Sender:
     async def _work(self) -> None:
         while self._due:
             due, self._due = self._due, []
-            try:
-                await asyncio.gather(*(self._send(due[lane::LANES]) for lane in range(LANES)))
-            except (*FAILURES, QueueUnavailable) as error:
-                log.warning("messages of %d jobs wait for Redis: %s", len(due), error)
+            lanes = (self._send(due[lane::LANES]) for lane in range(LANES))
+            # A lane that fails leaves none behind that would still use connections when `flush`
+            # has returned and they are closed.
+            ends = await asyncio.gather(*lanes, return_exceptions=True)
+            if failed := [end for end in ends if end is not None]:
+                for error in failed:
+                    if not isinstance(error, (*FAILURES, QueueUnavailable)):
+                        raise error
+                log.warning("messages of %d jobs wait for Redis: %s", len(due), failed[0])
 
     async def _send(self, due: Sequence[Due]) -> None:
         for at in range(0, len(due), BATCH):

@@ -21,7 +21,7 @@ from api.jobs.attempt import Attempt, Traced, forget
 from api.jobs.delivery import Gate, WorkBroker
 from api.jobs.errors import QueueUnavailable
 from api.jobs.job import Claim
-from api.jobs.link import FAILURES, reads
+from api.jobs.link import FAILURES, TextRedis, reads
 from api.jobs.redis_queue import RedisQueue
 from api.jobs.transport import PRIORITIES
 from workflows.events import Event
@@ -204,25 +204,27 @@ class Worker:
         """
         client = reads(self.queue.url)
         channel = f"{self.queue.settings.namespace}:notices"
-        while True:
-            try:
-                async with client.pubsub() as notices:
-                    await notices.subscribe(channel)
-                    self._gate.wake()
-                    while True:
-                        notice = await notices.get_message(
-                            ignore_subscribe_messages=True, timeout=1.0
-                        )
-                        if notice is not None:
-                            await self._heed(notice["data"])
-            except asyncio.CancelledError:
-                await client.aclose()
-                raise
-            except FAILURES:
-                await asyncio.sleep(AGAIN_SECONDS)
-            except Exception:
-                log.exception("notices broke off; they are listened to again")
-                await asyncio.sleep(AGAIN_SECONDS)
+        try:
+            while True:
+                await self._hear(client.pubsub(), channel)
+        finally:
+            await client.aclose()
+
+    async def _hear(self, notices: TextRedis, channel: str) -> None:
+        """Listen until the connection breaks, and a little longer."""
+        try:
+            async with notices:
+                await notices.subscribe(channel)
+                self._gate.wake()
+                while True:
+                    notice = await notices.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                    if notice is not None:
+                        await self._heed(notice["data"])
+        except FAILURES:
+            await asyncio.sleep(AGAIN_SECONDS)
+        except Exception:
+            log.exception("notices broke off; they are listened to again")
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def _heed(self, notice: str) -> None:
         what, _, job_id = notice.partition(" ")

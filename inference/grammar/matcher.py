@@ -35,6 +35,13 @@ class TreeMasks:
             xg.apply_token_bitmask_inplace(masked, self.words.to(logits.device), indices=rows)
         return masked
 
+    def row(self, logits: torch.Tensor, node: int) -> torch.Tensor:
+        """A copy of one node's logits [width] with -inf where forbidden; as they are if dead."""
+        masked = logits.clone()
+        if self.alive[node]:
+            xg.apply_token_bitmask_inplace(masked, self.words[node].to(logits.device))
+        return masked
+
 
 class Matcher:
     """The state of one sequence; forks share nothing with it that changes."""
@@ -85,6 +92,13 @@ class Matcher:
         follow.
         """
         assert logits.shape[-1] == self.width, (logits.shape, self.width)
+        words = self.require_continuation()
+        masked = logits.clone()
+        xg.apply_token_bitmask_inplace(masked, words.to(logits.device))
+        return masked
+
+    def require_continuation(self) -> torch.Tensor:
+        """The mask of the next token; raises GrammarDeadEnd where nothing may follow."""
         words = self.fill()
         if not bool(words.any()):
             raise GrammarDeadEnd(
@@ -92,9 +106,7 @@ class Matcher:
                 "never be finished, or the text needs a character that the model cannot write; "
                 "correct the grammar"
             )
-        masked = logits.clone()
-        xg.apply_token_bitmask_inplace(masked, words.to(logits.device))
-        return masked
+        return words
 
     def require_start(self) -> None:
         """Raises RuntimeError if no text can begin."""

@@ -20,9 +20,11 @@ from inference.native.model import Model
 from inference.native.prompts import encode, fit
 from inference.native.rows import check, rows_of
 from inference.native.sequence import Sequence as Row
+from inference.native.speculation import Proposers
 from inference.native.task import Job
 from inference.requests import Request
 from inference.running import Running
+from inference.speculative.base import Start
 
 if TYPE_CHECKING:
     from inference.adapters.lora import Adapter
@@ -35,6 +37,7 @@ class Admission:
     def __init__(self, model: Model, core: Core, role: Role = "mixed") -> None:
         self._role = role
         self.running: Running[Job] = Running()
+        self.proposers = Proposers(model)
         self._model = model
         self._core = core
         self._adapters: Adapters | None = None
@@ -57,8 +60,10 @@ class Admission:
                     self._equip(job)
                 yield jobs
             finally:
-                if self._adapters is not None:
-                    for job in jobs:
+                for job in jobs:
+                    if job.speculation is not None:  # of a job that never reached the step loop
+                        job.speculation.end()
+                    if self._adapters is not None:
                         self._adapters.release(job.request.id)
 
     def rows(self, job: Job, *, reading: bool = False) -> tuple[Row, ...]:
@@ -145,3 +150,27 @@ class Admission:
             ids, _ = fit(self._model, beginning, encode(self._model, beginning))
             prompts.append((ids, tuple(held[name] for name in context.adapters)))
         job.contexts = prompts
+
+    def let_draft(self, job: Job) -> None:
+        """Give a generation its drafter, if it asks for one; raises DrafterInputError."""
+        request, given = job.request, job.request.draft_prompt
+        if request.drafter is None:
+            return
+        prompt: Sequence[int] = job.prompt
+        tokenizer = self._model.tokenizer
+        if given is not None:
+            text, messages = (given, None) if isinstance(given, str) else (None, given)
+            other = Request(
+                text, messages, sampling=request.sampling, id=f"{request.id}, its draft"
+            )
+            prompt, _ = fit(self._model, other, encode(self._model, other))
+        start = Start(
+            prompt,
+            given is None,
+            [tokenizer.encode(text, add_special_tokens=False) for text in request.references],
+            request.sampling,
+            job.seed,
+            request.tenant,
+            request.adapters,
+        )
+        job.speculation = self.proposers.begin(request.drafter, start, len(job.prompt))

@@ -17,6 +17,7 @@ from inference.native.model import Model
 from inference.native.prompts import resumed_ids
 from inference.native.sampling import choose, process, require_sound
 from inference.native.sequence import Sequence as Row
+from inference.native.speculation import Speculation
 from inference.native.task import Job
 from inference.native.text import Detokenizer, StopFinder
 from inference.requests import Chunk, FinishReason, Output, Stats, TokenLogprob, tick
@@ -62,6 +63,10 @@ class Answer:
         self._read = 0.0
         self.door = "answers"
         self.continued = 0
+        self._next: int | None = None  # the token behind an accepted path, chosen with it
+        self._end: FinishReason | None = None  # an accepted token was the last one
+        if job.speculation is not None:
+            rows[0].shows_hidden = job.speculation.proposer.reads_hidden
         self.ended = self._resume()
 
     @property
@@ -124,18 +129,70 @@ class Answer:
             self._error = error
             return FinishReason.FAILED
 
+    @property
+    def left(self) -> int:
+        """Tokens that may still be produced."""
+        return self._room - len(self._produced)
+
+    def verify(self, row: Row, logits: torch.Tensor) -> Sequence[int]:
+        """Take over what is accepted of a draft, as far as the answer goes; its path."""
+        speculation, draft, request = self.job.speculation, row.draft, self.job.request
+        assert speculation is not None and draft is not None
+        path: list[int] = []
+        try:
+            verdict = speculation.verify(row, logits, request.sampling, self.job.matcher)
+            for node in verdict.path:
+                path.append(node)
+                self._end = self._accept(speculation, draft.parents[node], draft.ids[node])
+                if self._end is not None:
+                    break
+            else:
+                last = path[-1] if path else -1
+                self._show_choice(speculation, last, verdict.token)
+                self._next = verdict.token
+        except Exception as error:
+            self._error, self._end = error, FinishReason.FAILED
+        speculation.settled(len(draft.ids), path)
+        return path
+
+    def _accept(self, speculation: Speculation, node: int, token: int) -> FinishReason | None:
+        """Take over a token that follows a node of the draft."""
+        self._show_choice(speculation, node, token)
+        self._record(speculation.raw[node], token)
+        self._read_grammar(token)
+        return self._push(token)
+
+    def _show_choice(self, speculation: Speculation, node: int, token: int) -> None:
+        taps = self.job.request.taps
+        if taps is not None and taps.logits:
+            raw, processed = speculation.raw[node].clone(), speculation.processed[node].float()
+            self._show(Choice(len(self.rows[0].ids), raw, processed, token))
+
     def _take(self, found: Sequence[torch.Tensor]) -> FinishReason | None:
-        request = self.job.request
         if not self._read:
             self._read = time.monotonic()
-        token = self._choose(found)
-        if request.logprobs is not None:
-            entry = token_logprob(self._tokenizer, found[0], token, request.logprobs)
-            self._logprobs.append(entry)
+        if self._end is not None:
+            return self._end
+        token, self._next = self._next, None
+        if token is None:
+            token = self._choose(found)
+        self._record(found[0], token)
+        self._read_grammar(token)
         reason = self._push(token)
         if reason is None and len(self._text) > self._emitted[0]:
             self._emit(self._chunk())
         return reason
+
+    def _record(self, logits: torch.Tensor, token: int) -> None:
+        """Note a token's log-probability, where that is asked for."""
+        asked = self.job.request.logprobs
+        if asked is not None:
+            self._logprobs.append(token_logprob(self._tokenizer, logits, token, asked))
+
+    def _read_grammar(self, token: int) -> None:
+        matcher = self.job.matcher
+        if matcher is not None and not matcher.accept(token):
+            raise AssertionError(f"token {token} was chosen against the mask")
 
     def _push(self, token: int) -> FinishReason | None:
         """Add a token to every row and its text to the answer; the reason if it is the last."""
@@ -160,8 +217,6 @@ class Answer:
             require_sound(row)  # the mask could hide it
             row = job.matcher.mask(row)
         token = choose(row, request.sampling, job.seed, len(ids), ids)
-        if job.matcher is not None and not job.matcher.accept(token):
-            raise AssertionError(f"token {token} was chosen against the mask")
         if request.taps is not None and request.taps.logits:
             processed = process(row, request.sampling, ids).float()
             self._show(Choice(len(ids), raw.clone(), processed, token))
@@ -180,6 +235,7 @@ class Answer:
 
     def end(self, reason: FinishReason) -> None:
         """Settle the text and emit the output."""
+        self._stop_drafting()
         try:
             self._text += self._stops.push(self._detokenizer.finish())
             if self._stops.found is None:
@@ -192,7 +248,12 @@ class Answer:
 
     def fail(self, error: Exception) -> None:
         """Emit the error in place of an output."""
+        self._stop_drafting()
         self._emit(error)
+
+    def _stop_drafting(self) -> None:
+        if self.job.speculation is not None:
+            self.job.speculation.end()
 
     def _bytes(self, row: Row) -> int:
         """Bytes of key/value entries that a row holds, measured."""
@@ -209,6 +270,7 @@ class Answer:
         job, produced = self.job, self._produced
         seconds = tick(job.seconds)
         decoded = len(produced) - job.resumed
+        drafts = job.speculation
         return Output(
             id=job.request.id,
             text=self._text,
@@ -223,6 +285,8 @@ class Answer:
             ),
             stats=Stats(
                 forwards=self._forwards,
+                drafted=drafts.drafted if drafts else 0,
+                accepted=drafts.accepted if drafts else 0,
                 peak_kv_bytes=self._peak,
                 seconds=seconds,
                 prefill_seconds=tick(self._read - job.began) if self._read else seconds,
@@ -252,6 +316,8 @@ class Answer:
                 "lossless": request.kv.lossless,
                 "entries": sum(held) / len(held),
             }
+        if job.speculation is not None:
+            notes["drafter"] = job.speculation.notes()
         if request.skip_layers is not None:
             notes["skipped_layers"] = list(request.skip_layers)
         if request.resumed and not job.resumed:

@@ -316,6 +316,7 @@ class NativeEngine:
             loaded, self._loaded = self._loaded, None
         if loaded is not None:
             loaded[1].close()
+            loaded[2].proposers.close()
 
     def _open(self) -> tuple[Model, Core, Admission]:
         loaded = self._loaded
@@ -337,6 +338,8 @@ class NativeEngine:
         model, core, desk = self._open()
         release_workers()  # the step thread computes from here on
         size = core.runner.store.token_bytes
+        for job in jobs:
+            desk.let_draft(job)
         answers = [Answer(model, job, desk.rows(job), emit, size, self._runtime) for job in jobs]
         core.add([answer for answer in answers if answer.ended is None])
         for answer in answers:

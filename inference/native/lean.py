@@ -120,7 +120,16 @@ class Lean:
         hidden = self.norm(hidden, self._norm)
         if step.recorder is not None:
             step.recorder.hidden(step, len(self.layers), hidden)
-        return self._head(hidden[step.kept]).float() if len(step.kept) else None
+        if not len(step.kept):
+            return None
+        kept = hidden[step.kept]
+        if step.shows_hidden:
+            step.hidden = kept
+        return self.project(kept)
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [rows, vocabulary] of final hidden states [rows, hidden]."""
+        return self._head(hidden).float()
 
 
 class Layer:

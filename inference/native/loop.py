@@ -19,6 +19,7 @@ from inference.native.runner import Result, Runner
 from inference.native.scheduler import Scheduler
 from inference.native.sequence import Sequence as Row
 from inference.native.snapshot import Snapshot
+from inference.native.speculation import Drafting, Speculation
 from inference.native.task import Drafts, Task
 from inference.native.threads import release_workers
 from inference.native.totals import Counter
@@ -57,6 +58,7 @@ class Core:
         self.blocks = BlockManager(capacity, min(capacity, prefix_bytes // block_bytes))
         self.runner.attach(self.blocks)
         self.scheduler = Scheduler(self.blocks, budget, rows, prefill_first=prefill_first)
+        self.drafting = Drafting(budget)
         self._tasks: dict[Row, Task] = {}
         self._inbox: list[Task] = []
         self._errands: list[Callable[[], object]] = []
@@ -183,6 +185,7 @@ class Core:
             if all(row.turn < 0 for row in task.rows):
                 task.job.began = task.job.began or time.monotonic()
         copies, self.blocks.copies = self.blocks.copies, []
+        began = time.perf_counter()
         results = self.runner.step(picked, copies)
         self.scheduler.advance()
         shown: dict[int, tuple[Task, list[Tapped]]] = {}
@@ -199,6 +202,31 @@ class Core:
                 if result.logits is not None and result.row in self._tasks:
                     task = self._tasks[result.row]
                     self._guarded(task, partial(self._deliver, task, result))
+            self._draft(results, time.perf_counter() - began)
+
+    def _draft(self, results: Sequence[Result], seconds: float) -> None:
+        """Let those go on drafting who do, once it is known what the step cost and gave."""
+        drafted: list[tuple[Speculation, int]] = []
+        asking: list[tuple[Task, Speculation, Row, int]] = []
+        for result in results:
+            task = self._tasks.get(result.row)
+            speculation = task.job.speculation if task is not None else None
+            if task is None or speculation is None:
+                continue
+            if result.view.tree is not None:
+                drafted.append((speculation, speculation.gave))
+            if result.logits is not None:
+                assert isinstance(task, Drafts)
+                asking.append((task, speculation, result.row, task.left))
+        rows = [result.view.rows for result in results]
+        if all(result.view.rows == 1 or result.view.tree is not None for result in results):
+            self.drafting.stepped(rows, drafted, seconds)
+        try:
+            self.drafting.propose([one[1:] for one in asking], len(self.scheduler.running))
+        except Exception as error:
+            # Whose draft it was cannot be told, and a proposer that broke may hold anything.
+            for task, *_ in asking:
+                self._leave(task, error)
 
     def _deliver(self, task: Task, result: Result) -> FinishReason | None:
         """Give a task its logits, those below a draft's accepted path if there is a draft."""
@@ -210,6 +238,10 @@ class Core:
             self.runner.settle(result, path)
             last = path[-1] + 1 if path else 0
             logits = logits[last : last + 1]
+            if result.hidden is not None:
+                result.hidden = result.hidden[last : last + 1]
+        if task.job.speculation is not None and result.hidden is not None:
+            task.job.speculation.hidden = result.hidden[-1]
         return task.take(row, logits)
 
     def _guarded(self, task: Task, act: Callable[[], FinishReason | None]) -> None:

@@ -13,6 +13,7 @@ from inference.native.prompts import own_entries
 from inference.native.sequence import Sequence as Row
 from inference.native.snapshot import Snapshot, check_past
 from inference.requests import Request
+from inference.speculative.base import Drafter
 
 if TYPE_CHECKING:
     from inference.adapters.lora import Adapter
@@ -26,7 +27,11 @@ POSITION_BYTES = 8
 
 def check(model: Model, request: Request) -> None:
     """Raise Unsupported or InferenceInputError for what this model's forward pass cannot do."""
-    kinds = {"kv": (KVPolicy, "inference.kv.parse"), "past": (Snapshot, "Snapshot.from_bytes")}
+    kinds = {
+        "kv": (KVPolicy, "inference.kv.parse"),
+        "past": (Snapshot, "Snapshot.from_bytes"),
+        "drafter": (Drafter, "inference.speculative.parse"),
+    }
     for name, (kind, maker) in kinds.items():
         given = getattr(request, name)
         if given is not None and not isinstance(given, kind):
@@ -58,6 +63,11 @@ def check(model: Model, request: Request) -> None:
                 f"request {request.id!r} has skip_layers={given!r}; give (first, "
                 f"behind the last) within the model's layers 0 to {len(lean.layers) - 1}"
             )
+    if request.drafter is not None and request.guidance is not None:
+        raise InferenceInputError(
+            f"request {request.id!r} combines guidance with a drafter, and drafts are checked "
+            "against one context only; leave one of them out"
+        )
     own = own_entries(request)
     if own is not None and request.guidance is not None:
         raise InferenceInputError(

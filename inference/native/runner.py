@@ -22,11 +22,15 @@ from inference.taps import Tapped
 
 @dataclass(slots=True)
 class Result:
-    """What a step gave one sequence: logits [rows, vocabulary] if any were wanted, and taps."""
+    """What a step gave one sequence: logits [rows, vocabulary] if any were wanted, and taps.
+
+    `hidden` [rows, hidden] are the states the logits were computed from, where they are asked for.
+    """
 
     row: Row
     view: View
     logits: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
     tapped: Tapped | None = None
 
 
@@ -62,6 +66,9 @@ class Runner:
             if logits is not None:
                 for result, piece in zip(results, logits.split(counts), strict=True):
                     result.logits = piece if len(piece) else None
+            if step.hidden is not None:
+                for result, piece in zip(results, step.hidden.split(counts), strict=True):
+                    result.hidden = piece if result.row.shows_hidden and len(piece) else None
             if step.recorder is not None:
                 for result in results:
                     result.tapped = step.recorder.found.get(result.view.key)
@@ -161,6 +168,7 @@ class Runner:
             lora(views, self._stacks),
             Recorder.of(views, [seq.taps for seq in picked]),
             self._stacks,
+            any(seq.shows_hidden for seq in picked),
         )
         return step, counts
 

@@ -64,7 +64,7 @@ class Sequence:
     every row of it yields logits. A sequence with a `cache` of its own holds no blocks; it keeps
     `reserve` of them free instead, reads its prompt in pieces that end at multiples of `chunk`,
     and is never preempted. `group` are rows that come and go together, this one among them, or
-    nothing.
+    nothing. With `shows_hidden` its wanted rows come with their final hidden states.
     """
 
     ids: list[int]
@@ -91,6 +91,7 @@ class Sequence:
     skip: range = range(0)
     adapters: tuple[Adapter, ...] = ()
     taps: Taps | None = None
+    shows_hidden: bool = False
     group: Several[Sequence] = ()
 
     @property

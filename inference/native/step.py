@@ -75,7 +75,8 @@ class Step:
     """Tensors over all rows of a step: `ids`, `positions` [rows], `kept` rows that need logits.
 
     `slots` are the places of the rows' entries in the store, rows with a cache of their own left
-    out: `paged` are the other rows, None meaning all.
+    out: `paged` are the other rows, None meaning all. With `shows_hidden` the forward pass leaves
+    what it gives the output matrix [kept, hidden] in `hidden`.
     """
 
     ids: torch.Tensor
@@ -88,6 +89,8 @@ class Step:
     lora: LoraBatch | None = None
     recorder: Recorder | None = None
     stacks: Stacks | None = None
+    shows_hidden: bool = False
+    hidden: torch.Tensor | None = None
     _plans: dict[int | None, Plan] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     _parts: dict[tuple[int, ...], tuple[Step, torch.Tensor]] = field(default_factory=dict)

@@ -18,15 +18,16 @@ from inference.taps import Tapped
 if TYPE_CHECKING:
     from inference.adapters.lora import Adapter
     from inference.grammar.matcher import Matcher
+    from inference.native.speculation import Speculation
 
 
 @dataclass(slots=True)
 class Job:
     """A checked request with its prompt ids; `created` is on the monotonic clock.
 
-    `contexts` are ids and adapters of its guiding contexts. `began` and `left` are when the step
-    loop first computed something for it and when it let go of it, 0 before; `resumed` is how many
-    of its produced tokens were taken over from the request.
+    `contexts` are ids and adapters of its guiding contexts, `speculation` drafts for it. `began`
+    and `left` are when the step loop first computed something for it and when it let go of it, 0
+    before; `resumed` is how many of its produced tokens were taken over from the request.
     """
 
     request: Request
@@ -35,6 +36,7 @@ class Job:
     matcher: Matcher | None = None
     adapters: tuple[Adapter, ...] = ()
     contexts: Sequence[tuple[Sequence[int], tuple[Adapter, ...]]] = ()
+    speculation: Speculation | None = None
     created: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
     began: float = 0.0
@@ -95,6 +97,11 @@ class Task(Protocol):
 @runtime_checkable
 class Drafts(Protocol):
     """A task that gives its rows drafts."""
+
+    @property
+    def left(self) -> int:
+        """Tokens it may still produce."""
+        ...
 
     def verify(self, row: Row, logits: torch.Tensor) -> Sequence[int]:
         """Append the accepted tokens to `row.ids`; the path they form in `row.draft`.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from inference.native.sequence import Draft
 
@@ -33,6 +33,8 @@ class Drafter(BaseModel):
 
     source: ClassVar[str] = ""
     """Paper and section the method is from."""
+
+    adaptive: bool = Field(True, description="pause while drafting loses time on this request")
 
     @property
     def rule(self) -> Rule:
@@ -74,8 +76,8 @@ class Turn:
     `state` is what `begin` gave. `ids` are all tokens of the request, the prompt's first `prompt`
     among them; the last one is not in the target's cache yet. `fresh` were appended since the last
     turn, of which the first `len(kept)` are the nodes `kept` of the last proposal. `room` is the
-    most tokens that may be proposed, over 0, and `depth` the longest chain. `hidden` [hidden] is
-    the target's final state that the last token was drawn from, for proposers that ask for it.
+    most tokens that may be proposed and `depth` the longest chain, both over 0. `hidden` [hidden]
+    is the target's final state that the last token was drawn from, for proposers that ask for it.
     """
 
     state: Any

@@ -175,3 +175,4 @@ def account(visit: Visit, outputs: Sequence[Output]) -> None:
         if one.usage.completion_tokens > 1
     ]
     visit.done, visit.pace = True, fmean(paces) if paces else None
+    visit.tokens = max(one.usage.completion_tokens for one in outputs)

@@ -171,7 +171,8 @@ async def _overload(
                 started = now()
                 for _ in range(tokens):
                     await asyncio.sleep(cost(gate.running))
-                visit.done, visit.pace = True, (now() - started) / tokens
+                visit.done, visit.tokens = True, tokens
+                visit.pace = (now() - started) / tokens
             accepted.append(now() - began)
         except ApiError:
             refused.append(now() - began)

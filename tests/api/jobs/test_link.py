@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from api.jobs import link
-from api.jobs.embedded import EmbeddedServer
+from api.jobs.embedded import EmbeddedServer, running_url
 from api.jobs.errors import QueueUnavailable
 from api.jobs.job import JobState
 from api.jobs.redis_queue import RedisQueue
+from api.jobs.transport import Sender
 from api.settings import Settings
 from tests.api.jobs.basis import claimed, order, started, with_queue
 from workflows.errors import WorkflowInputError
@@ -119,9 +123,6 @@ def test_a_wrong_password_is_no_outage(valkey: EmbeddedServer) -> None:
 
 
 def test_a_restart_is_waited_out_and_loses_nothing(tmp_path: Path) -> None:
-    import os
-    import signal
-
     async def work(server: EmbeddedServer) -> None:
         async with RedisQueue.open(Settings(), server.url) as queue:
             claim = await started(queue)
@@ -140,6 +141,48 @@ def test_a_restart_is_waited_out_and_loses_nothing(tmp_path: Path) -> None:
 
     with EmbeddedServer(tmp_path) as server:
         asyncio.run(work(server))
+
+
+def test_when_one_message_fails_the_others_are_still_waited_for(settings: Settings) -> None:
+    async def work(queue: RedisQueue) -> None:
+        marked: list[str] = []
+
+        async def mark(job_ids: Sequence[str]) -> None:
+            if "first" in job_ids:
+                raise QueueUnavailable("gone")
+            await asyncio.sleep(0.1)
+            marked.extend(job_ids)
+
+        sender = Sender(queue.broker, mark)
+        sender.put(("first", "normal"), ("second", "normal"), ("third", "high"))
+        await sender.flush()
+        assert sorted(marked) == ["second", "third"]
+
+    with_queue(settings, work)
+
+
+def test_a_queue_closed_while_its_server_dies_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def work(server: EmbeddedServer, until: float) -> int:
+        async with RedisQueue.open(Settings(), server.url) as queue:
+            busy = [asyncio.create_task(submitting(queue)) for _ in range(6)]
+            await asyncio.sleep(until)
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+            for one in busy:
+                one.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
+        return len(asyncio.all_tasks()) - 1
+
+    async def submitting(queue: RedisQueue) -> None:
+        for _ in range(30):
+            await queue.submit(order())
+
+    with EmbeddedServer(tmp_path) as server:
+        for until in (0.1, 0.12, 0.14):
+            before = server.pid
+            assert asyncio.run(work(server, until)) == 0
+            while server.pid == before or running_url(tmp_path) is None:
+                time.sleep(0.02)
 
 
 def test_what_the_server_keeps_is_told(server: EmbeddedServer) -> None:

@@ -226,9 +226,17 @@ def test_a_deadline_cuts_the_answer_and_says_so(client: openai.OpenAI) -> None:
             model="default", messages=TURNS, extra_body={"ragwright": {"seconds": seconds}}
         )
 
-    began = time.monotonic()
-    choice = ask(0.3).choices[0]
-    assert time.monotonic() - began < 5
+    ask(30)  # the engine is open: its time to load is no part of this
+    for seconds in (0.3, 0.6, 1.2, 2.4, 4.8):  # a busy machine may not begin within the first
+        began = time.monotonic()
+        try:
+            choice = ask(seconds).choices[0]
+        except openai.InternalServerError as late:
+            assert late.status_code in (503, 504)
+        else:
+            break
+        finally:
+            assert time.monotonic() - began < seconds + 5
     assert choice.finish_reason == "length"
     assert choice.ragwright["finish_reason"] in ("deadline", "length")
     with pytest.raises(openai.InternalServerError) as late:

@@ -1,0 +1,214 @@
+"""One request's drafting: its proposer's state, its drafts, and what came of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from inference.native.sampling import process, require_sound
+from inference.native.sequence import Draft
+from inference.native.sequence import Sequence as Row
+from inference.speculative.base import MOST, Drafter, Proposal, Proposer, Start, Turn
+from inference.speculative.spec import name_of
+from inference.speculative.switch import Costs, Switch
+from inference.speculative.verify import Case, Rule, Verdict
+
+if TYPE_CHECKING:
+    from inference.grammar.matcher import Matcher
+    from inference.native.model import Model
+    from inference.requests import SamplingParams
+
+
+class Proposers:
+    """The drafters at work for one engine, each opened by the first request that asks for it."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._open: dict[Drafter, Proposer] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, drafter: Drafter, start: Start, prompt: int) -> Speculation:
+        """What drafts for a request with so many prompt tokens; raises DrafterInputError."""
+        with self._lock:
+            proposer = self._open.get(drafter)
+            if proposer is None:
+                proposer = self._open[drafter] = drafter.open(self._model)
+        return Speculation(drafter, proposer, start, prompt)
+
+    def close(self) -> None:
+        """Free what drafters hold."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+
+
+class Speculation:
+    """Drafts of one request; `drafted` and `accepted` count tokens, `seconds` its drafting.
+
+    `gave` is what its last step with a draft produced, `hidden` the state that the last token was
+    drawn from; `raw` and `processed` are logits by node while a draft is verified.
+    """
+
+    def __init__(self, drafter: Drafter, proposer: Proposer, start: Start, prompt: int) -> None:
+        self.drafter = drafter
+        self.proposer = proposer
+        self.rule: Rule = drafter.rule
+        self.drafted = self.accepted = self.rounds = 0
+        self.gave = 0
+        self.seconds = 0.0
+        self.hidden: torch.Tensor | None = None
+        self.switch = Switch()
+        self.raw: dict[int, torch.Tensor] = {}
+        self.processed: dict[int, torch.Tensor] = {}
+        self._seed = start.seed
+        self._sampling = start.sampling
+        self._state = proposer.begin(start)
+        self._told = prompt
+        self._kept: tuple[int, ...] = ()
+        self._proposal: Proposal | None = None
+        self._ended = False
+
+    def turn(self, row: Row, room: int, depth: int) -> Turn | None:
+        """What the proposer is told before it drafts for a row; None where it is not to draft.
+
+        At most `room` tokens, none deeper than `depth`.
+        """
+        if min(room, depth) < 1 or (self.drafter.adaptive and not self.switch.on()):
+            return None
+        fresh = len(row.ids) - self._told
+        kept, self._kept, self._told = self._kept, (), len(row.ids)
+        ids = row.ids
+        return Turn(self._state, ids, row.prompt, fresh, kept, room, depth, self.hidden)
+
+    def propose(self, row: Row, proposal: Proposal | None, turn: Turn) -> None:
+        """Give a row the draft that was proposed, as far as it keeps to the turn's bounds."""
+        self._proposal = proposal
+        if proposal is None or not proposal.draft.ids:
+            return
+        draft = proposal.draft.first(turn.room)
+        deep = [at for at, far in enumerate(draft.depths()) if far > turn.depth]
+        # Parents come before children, so that the tokens before the first deep one are a tree.
+        row.draft = draft.first(deep[0]) if deep else draft
+
+    def verify(
+        self,
+        row: Row,
+        logits: torch.Tensor,
+        params: SamplingParams,
+        matcher: Matcher | None,
+    ) -> Verdict:
+        """What the rule accepts of a row's draft; `logits` [1 + draft, vocabulary]."""
+        draft, proposal = row.draft, self._proposal
+        assert draft is not None and proposal is not None
+        self.raw, self.processed = {}, {}
+        case = Case(
+            draft,
+            self._target(row.ids, draft, logits, params, matcher),
+            params.temperature == 0.0,
+            self._seed,
+            len(row.ids),
+            None if proposal.drawn is None else proposal.drawn[: len(draft.ids)],
+        )
+        return self.rule.verify(case)
+
+    def settled(self, drafted: int, path: Sequence[int]) -> None:
+        """So many tokens had been drafted, of which those of `path` stay."""
+        self.drafted += drafted
+        self.accepted += len(path)
+        self.rounds += 1
+        self._kept = tuple(path)
+        self.gave = len(path) + 1
+        self.raw, self.processed = {}, {}
+
+    def notes(self) -> dict[str, object]:
+        """What the result says about its drafter."""
+        found: dict[str, object] = {
+            "name": name_of(self.drafter),
+            "options": self.drafter.model_dump(mode="json"),
+            "rule": self.rule.name,
+            "lossless": self.rule.lossless,
+            **self.rule.notes(),
+            "rounds": self.rounds,
+            "seconds": round(self.seconds, 6),
+        }
+        if self.switch.suspended:
+            found["suspended"] = self.switch.suspended
+        return {**found, **self.proposer.notes(self._state)}
+
+    def end(self) -> None:
+        """The request left."""
+        if not self._ended:
+            self._ended = True
+            self.proposer.end(self._state)
+
+    def _target(
+        self,
+        ids: Sequence[int],
+        draft: Draft,
+        logits: torch.Tensor,
+        params: SamplingParams,
+        matcher: Matcher | None,
+    ) -> Callable[[int, Sequence[int]], torch.Tensor]:
+        """What the target says after a node, computed where a rule asks for it."""
+        masks = None
+        if matcher is not None:
+            matcher.require_continuation()
+            parents = [-1, *(parent + 1 for parent in draft.parents)]
+            masks = matcher.tree_masks(parents, [0, *draft.ids])
+
+        def target(node: int, path: Sequence[int]) -> torch.Tensor:
+            if node not in self.processed:
+                raw = logits[node + 1]
+                require_sound(raw)
+                row = raw if masks is None else masks.row(raw, node + 1)
+                seen = [*ids, *(draft.ids[at] for at in path)]
+                self.raw[node], self.processed[node] = raw, process(row, params, seen)
+            return self.processed[node]
+
+        return target
+
+
+class Drafting:
+    """Lets the requests of a step loop draft between two steps, and tells whether that pays."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._costs = Costs()
+        self._drafting = 0.0  # seconds it took before the step that is under way
+
+    def stepped(
+        self, rows: Sequence[int], drafted: Sequence[tuple[Speculation, int]], seconds: float
+    ) -> None:
+        """A step over `rows` of each sequence took `seconds`; `drafted` gave so many tokens.
+
+        Steps that also read prompts tell nothing, and are not given.
+        """
+        self._costs.add(sum(rows), seconds)
+        plain = self._costs.seconds(len(rows))
+        for speculation, tokens in drafted:
+            speculation.switch.drafted(tokens, seconds + self._drafting, plain)
+
+    def propose(self, asking: Sequence[tuple[Speculation, Row, int]], running: int) -> None:
+        """Drafts for rows that may still produce so many tokens, beside all that run."""
+        self._drafting = 0.0
+        if not asking:
+            return
+        room = min(MOST, max(0, self._budget - running) // len(asking))
+        turns: dict[int, list[tuple[Speculation, Row, Turn]]] = {}
+        for speculation, row, left in asking:
+            turn = speculation.turn(row, room, left - 1)
+            if turn is not None:
+                turns.setdefault(id(speculation.proposer), []).append((speculation, row, turn))
+        for several in turns.values():
+            began = time.perf_counter()
+            proposer = several[0][0].proposer
+            found = proposer.propose([turn for _, _, turn in several])
+            seconds = time.perf_counter() - began
+            self._drafting += seconds
+            for (speculation, row, turn), proposal in zip(several, found, strict=True):
+                speculation.seconds += seconds / len(several)
+                speculation.propose(row, proposal, turn)
