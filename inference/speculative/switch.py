@@ -4,10 +4,10 @@ from __future__ import annotations
 
 MEMORY = 0.97
 """Weight that a step keeps with every step after it."""
-WINDOW = 6
-"""Steps with a draft before they are judged."""
-PAUSE, LONGEST = 16, 256
-"""Tokens decoded plainly after a loss; twice as many after each further one, up to the longest."""
+SHARE = 0.08
+"""Share of the time of an answer that drafting may have lost."""
+CREDIT = 4
+"""Plain steps' time that may be won in advance."""
 
 
 class Costs:
@@ -35,43 +35,38 @@ class Costs:
 
 
 class Switch:
-    """Suspends a request's drafter while it loses time, and tries it again later.
+    """Suspends a request's drafter while it has lost too much time, and tries it again later.
 
-    Time lost is measured, not predicted: what steps with a draft took, drafting included, against
-    what the same tokens would have taken in steps in which nobody drafts.
+    Time lost is measured, not predicted: what steps with a draft took, drafting included, less
+    what the same tokens would have taken in steps in which nobody drafts. It may never be more
+    than a small share of the time of the answer so far, so that an answer that nothing can be
+    drafted for takes hardly longer; what was won before counts for a few steps only.
     """
 
     def __init__(self) -> None:
-        self._wait = 1  # a plain step first: it tells what plain steps cost
-        self._pause = PAUSE
-        self._steps = 0
-        self._took = self._saved = 0.0
+        self._lost = self._passed = 0.0
+        self._plain = 0.0
+        self._on = True
+        self._first = True
         self.suspended = 0
 
     def on(self) -> bool:
         """Whether to draft for the next step; asked once a step."""
-        if self._wait > 0:
-            self._wait -= 1
+        if self._first:  # a plain step tells what plain steps cost
+            self._first = False
             return False
-        return True
+        on = self._lost <= SHARE * self._passed
+        if self._on and not on:
+            self.suspended += 1
+        self._on = on
+        if not on:
+            self._passed += self._plain
+        return on
 
     def drafted(self, tokens: int, seconds: float, plain: float | None) -> None:
         """A step with a draft gave `tokens` in `seconds`; a plain one takes `plain` for each."""
         if plain is None:
             return
-        self._steps += 1
-        self._took += seconds
-        self._saved += tokens * plain
-        if self._steps < WINDOW:
-            return
-        if self._took > self._saved:
-            self._wait, self._pause = self._pause, min(2 * self._pause, LONGEST)
-            self.suspended += 1
-        else:
-            self._pause = PAUSE
-        self._steps, self._took, self._saved = 0, 0.0, 0.0
-
-    def missed(self, seconds: float, plain: float | None) -> None:
-        """Drafting took `seconds` and found nothing."""
-        if plain is not None:
-            self._took += seconds
+        self._plain = plain
+        self._passed += seconds
+        self._lost = max(self._lost + seconds - tokens * plain, -CREDIT * plain)
