@@ -30,6 +30,8 @@ EXCERPT = 512
 FRAME = 100
 """Tokens kept free for what stands around a document."""
 SELF = "rapid"
+SWEPT = "rapid:adaptive=false"
+"""Not paused where it loses: what is asked is from where on it wins."""
 MODES = {
     "eta_0": SELF,
     "tilted_exact": "rapid:mode=tilted-exact,eta=10",
@@ -64,11 +66,10 @@ def sweep(
     length: int,
     n: int,
     tokens: int,
-    spec: str = SELF,
 ) -> list[Figure]:
     """Self-speculation over `length` tokens of context against plain decoding, greedy."""
     try:
-        drafter = parse(spec)
+        drafter = parse(SWEPT)
     except DrafterInputError as error:
         say(f"{row}: not measured: {error}")
         return [Figure(f"{row} {SELF} decoding over plain", None, "tokens/s", PLAIN)]

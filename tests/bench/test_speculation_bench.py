@@ -16,6 +16,7 @@ from inference import Request
 from inference.engine import NativeConfig
 from inference.errors import DrafterInputError, UnknownName
 from inference.native.engine import NativeEngine
+from inference.speculative import DRAFTERS
 from tests.bench import long, speculation
 from tests.bench.contest import LLAMACPP, LOOKUP, PLAIN, Answered, gap, lengths, prompt_ids
 from tests.bench.figures import Figure
@@ -129,6 +130,34 @@ def test_every_row_gives_its_figures(bench: Bench, capsys: pytest.CaptureFixture
         assert len(gone) == len(long.GPU_LENGTHS)
         assert all("random-weight 8B-shaped" in one.name and one.value is None for one in gone)
         assert "rapid_gpu: not measured: torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_every_drafter_of_the_table_takes_part(
+    here: Here, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Bench(1, model=model, tokens=TOKENS, data=here) as bench:
+        found = named(bench.run(["rag_batch8"]))
+    said = capsys.readouterr().err
+    assert set(bench.labels) == DRAFTERS.keys() - {"rapid"}
+    for name in bench.labels:
+        if f"{name}: not measured: " in said:
+            continue
+        assert found[f"rag_batch8 {name} differences_not_ties"].value == 0
+        assert found[f"rag_batch8 {name} decoding over plain"].ratio is not None
+
+
+def test_what_was_copied_from_references_is_counted(here: Here, tmp_path: Path) -> None:
+    model = str(checkpoint(tmp_path, context=512, endless=True, ascii_only=True))
+    with Bench(1, ["prompt_lookup:adaptive=false"], model=model, data=here) as bench:
+        one = Ask.of("One fox.")
+        [text] = bench.plain.answer([one], 40).texts
+        contest = bench.contest(alone=True)
+        contest.play([[Ask(one.messages, (text,))]] * 2, 40)
+    [copied] = [found for label, found in contest.answers.items() if label != PLAIN]
+    assert [each.ids for each in copied] == [each.ids for each in contest.answers[PLAIN]]
+    for each in copied:
+        assert each.length > 2 and 0 < each.drafting < each.decoding < each.seconds
+        assert 0 < each.accepted <= each.drafted
 
 
 def test_rows_without_their_data_are_left_out_and_named(
