@@ -96,6 +96,11 @@ class Native:
         self._sampling = sampling or SamplingParams()
         self._drafter = drafter
 
+    def steady(self) -> Native:
+        """The same, never paused where it loses time."""
+        drafter = self._drafter and self._drafter.model_copy(update={"adaptive": False})
+        return Native(self._engine, drafter, self.label, self._sampling)
+
     def answer(self, asks: Sequence[Ask], tokens: int) -> Answered:
         """All prompts at once."""
         release_workers()
@@ -180,6 +185,8 @@ def prompt_ids(engine: NativeEngine, ask: Ask) -> list[int]:
 class Contest:
     """Plain decoding and those that are compared with it, over rounds of batches.
 
+    Without `lookup` there are no other peers, and no figures against them.
+
     In a round everyone answers the same batch, forwards and backwards in turn. llama.cpp ends each
     round: it is asked for as many tokens as plain decoding gave, whatever tokens they are.
     """
@@ -239,11 +246,14 @@ class Contest:
                 [(a.decoded_speed, b.decoded_speed) for a, b in zip(own, plain, strict=True)],
                 lower_is_better=False,
             ),
-            _faster(f"{name} over transformers", LOOKUP, own, theirs),
-            _faster(f"{name} over llama.cpp", LLAMACPP, own, self.speeds),
             lengths(f"{name} accepted_length", own),
             alone(f"{name} drafting_share", "share", drafting),
         ]
+        if self.lookup is not None:
+            found += [
+                _faster(f"{name} over transformers", LOOKUP, own, theirs),
+                _faster(f"{name} over llama.cpp", LLAMACPP, own, self.speeds),
+            ]
         return found + (self._parted(name, own, plain) if drafter.lossless else [])
 
     def _parted(

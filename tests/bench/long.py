@@ -30,8 +30,6 @@ EXCERPT = 512
 FRAME = 100
 """Tokens kept free for what stands around a document."""
 SELF = "rapid"
-SWEPT = "rapid:adaptive=false"
-"""Not paused where it loses: what is asked is from where on it wins."""
 MODES = {
     "eta_0": SELF,
     "tilted_exact": "rapid:mode=tilted-exact,eta=10",
@@ -67,15 +65,18 @@ def sweep(
     n: int,
     tokens: int,
 ) -> list[Figure]:
-    """Self-speculation over `length` tokens of context against plain decoding, greedy."""
+    """Self-speculation over `length` tokens of context against plain decoding, greedy.
+
+    It is not paused where it loses: what is asked is from where on it wins.
+    """
     try:
-        drafter = parse(SWEPT)
+        drafter = parse(SELF)
     except DrafterInputError as error:
         say(f"{row}: not measured: {error}")
         return [Figure(f"{row} {SELF} decoding over plain", None, "tokens/s", PLAIN)]
     room = min(length, engine.context_length) - tokens - FRAME
     questions = data.long(n, room, min(EXCERPT, room // 2), lambda text: _size(engine, text))
-    contest = Contest(engine, Native(engine), [Native(engine, drafter, SELF)])
+    contest = Contest(engine, Native(engine), [Native(engine, drafter, SELF).steady()])
     contest.play([[about(question, quote=True)] for question in questions], tokens)
     return contest.figures(row)
 

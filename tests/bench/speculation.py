@@ -137,10 +137,8 @@ class Bench(ExitStack):
                 found.append(native)
         return found
 
-    def contest(self, *, alone: bool = False) -> Contest:
-        """Everyone, or with `alone` nobody but this engine."""
-        if alone:
-            return Contest(self.engine, self.plain, self.drafters)
+    def contest(self) -> Contest:
+        """Everyone."""
         return Contest(self.engine, self.plain, self.drafters, self.lookup, self.llamacpp)
 
 
@@ -165,15 +163,15 @@ def batches(asks: Sequence[Ask], size: int) -> list[list[Ask]]:
 def _readings(bench: Bench) -> list[Figure]:
     """Accepted lengths where what was retrieved stands in the prompt, is a reference, or neither.
 
-    Two prompts a round; `both` and `references` give all that was found to the drafter.
+    Two prompts a round; `both` and `references` give all that was found to the drafter. None is
+    paused: a plain step would count as a draft that was refused.
     """
     figures = []
     for kind, asks in bench.data.readings(2 * bench.n).items():
-        contest = bench.contest(alone=True)
-        contest.play(batches(asks, 1), bench.tokens)
         for one in bench.drafters:
-            name = f"retrieved {one.label} {kind} accepted_length"
-            figures.append(lengths(name, contest.answers[one.label]))
+            steady = one.steady()
+            answered = [steady.answer([ask], bench.tokens) for ask in asks]
+            figures.append(lengths(f"retrieved {one.label} {kind} accepted_length", answered))
     return figures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,19 @@ from inference.errors import DrafterInputError, UnknownName
 from inference.native.engine import NativeEngine
 from inference.speculative import DRAFTERS
 from tests.bench import long, speculation
-from tests.bench.contest import LLAMACPP, LOOKUP, PLAIN, Answered, gap, lengths, prompt_ids
+from tests.bench.contest import (
+    LLAMACPP,
+    LOOKUP,
+    PLAIN,
+    Answered,
+    Contest,
+    gap,
+    lengths,
+    prompt_ids,
+)
 from tests.bench.figures import Figure
 from tests.bench.long import LENGTHS, wins_from, write_random
+from tests.bench.peers import SCRIPTS, Peer, PeerEnded
 from tests.bench.questions import CATEGORIES, DATA, Ask, Missing, Questions, about, token_f1
 from tests.bench.speculation import QUICK_ROWS, ROWS, Bench, batches
 from tests.inference.tiny import checkpoint
@@ -34,6 +45,24 @@ TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+FAKE = """
+import itertools
+
+
+class Llama:
+    def __init__(self, *_, **__):
+        pass
+
+    def reset(self):
+        pass
+
+    def tokenize(self, text, add_bos):
+        return {b"seven": [7]}[text]
+
+    def generate(self, ids, **_):
+        assert ids[0] == 7
+        return itertools.repeat(ids[0])
+"""
 
 
 class Here(Questions):
@@ -151,13 +180,16 @@ def test_what_was_copied_from_references_is_counted(here: Here, tmp_path: Path) 
     with Bench(1, ["prompt_lookup:adaptive=false"], model=model, data=here) as bench:
         one = Ask.of("One fox.")
         [text] = bench.plain.answer([one], 40).texts
-        contest = bench.contest(alone=True)
+        contest = Contest(bench.engine, bench.plain, bench.drafters)
         contest.play([[Ask(one.messages, (text,))]] * 2, 40)
     [copied] = [found for label, found in contest.answers.items() if label != PLAIN]
     assert [each.ids for each in copied] == [each.ids for each in contest.answers[PLAIN]]
     for each in copied:
         assert each.length > 2 and 0 < each.drafting < each.decoding < each.seconds
         assert 0 < each.accepted <= each.drafted
+    names = {figure.name for figure in contest.figures("a")}
+    assert "a prompt_lookup:adaptive=false over plain" in names
+    assert not any("transformers" in name for name in names)
 
 
 def test_rows_without_their_data_are_left_out_and_named(
@@ -304,3 +336,14 @@ def test_the_data_beside_the_project_has_every_category() -> None:
         assert ask.messages[0].content
     [question] = data.long(1, 2000, 500, lambda text: len(text.split()))
     assert question.answer and len(question.document) > len(question.excerpt) > 0
+
+
+def test_llamacpp_reads_texts_and_token_ids(tmp_path: Path) -> None:
+    """The peer's program, over a stand-in that repeats the first token of its prompt."""
+    (tmp_path / "llama_cpp.py").write_text(FAKE, encoding="utf-8")
+    program = [sys.executable, SCRIPTS / "llamacpp_peer.py", "model.gguf", "2"]
+    with Peer(program, {"PYTHONPATH": str(tmp_path)}) as peer:
+        assert peer.tokens_per_second([[7, 8, 9], [7]], 5) > 0
+        assert peer.tokens_per_second(["seven"], 3) > 0
+        with pytest.raises(PeerEnded, match="AssertionError"):
+            peer.tokens_per_second([[6]], 1)
