@@ -18,8 +18,15 @@ BENCHES = ROOT / "tests" / "bench"
 @click.argument("names", nargs=-1)
 @click.option("--only", multiple=True, metavar="ROW", help="Run this row; may be repeated.")
 @click.option("--n", type=click.IntRange(min=1), help="Measurements of a row.")
+@click.option("--drafter", multiple=True, metavar="SPEC", help="Measure this one; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench(names: tuple[str, ...], only: tuple[str, ...], n: int | None, as_json: bool) -> None:
+def bench(
+    names: tuple[str, ...],
+    only: tuple[str, ...],
+    n: int | None,
+    drafter: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Run the benchmarks NAMES and print each figure beside its peer's.
 
     Without a name the known ones are listed. A ratio above 1 means that we are better.
@@ -35,6 +42,7 @@ def bench(names: tuple[str, ...], only: tuple[str, ...], n: int | None, as_json:
         if name not in known:
             raise UnknownName(f"unknown benchmark {name!r}; {nearest(name, known)}")
     options = [part for row in only for part in ("--only", row)]
+    options += [part for spec in drafter for part in ("--drafter", spec)]
     options += [] if n is None else ["--n", str(n)]
     reports = [_report(name, options) for name in names]
     if as_json:

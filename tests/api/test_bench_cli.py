@@ -8,11 +8,11 @@ from tests.api.conftest import Ragwright
 
 
 def test_lists_the_benchmarks(ragwright: Ragwright) -> None:
-    assert ragwright("bench") == (0, "api\nengine\njobs\nretrieval\nworkflow\n", "")
+    assert ragwright("bench") == (0, "api\nengine\njobs\nretrieval\nspeculation\nworkflow\n", "")
     status, out, _ = ragwright("bench", "--json")
     assert (status, json.loads(out)) == (
         0,
-        {"benches": ["api", "engine", "jobs", "retrieval", "workflow"]},
+        {"benches": ["api", "engine", "jobs", "retrieval", "speculation", "workflow"]},
     )
 
 
@@ -23,3 +23,9 @@ def test_an_unknown_benchmark_or_row_is_refused(ragwright: Ragwright) -> None:
     assert ragwright("bench", "engine", "--only", "decode_batch2", "--json")[:2] == (2, "")
     status, _, err = ragwright("bench", "engine", "--n", "0")
     assert status == 2 and "--n" in err
+
+
+def test_drafters_reach_the_benchmark_that_has_them(ragwright: Ragwright) -> None:
+    asked = ["bench", "speculation", "--only", "qa_batch1", "--drafter", "prompt_lokup", "--json"]
+    assert ragwright(*asked)[:2] == (2, "")
+    assert ragwright("bench", "workflow", "--drafter", "prompt_lookup", "--json")[:2] == (2, "")

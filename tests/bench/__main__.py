@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("name")
     parser.add_argument("--only", action="append", default=[], metavar="ROW")
     parser.add_argument("--n", type=int)
+    parser.add_argument("--drafter", action="append", default=[], metavar="SPEC")
     parser.add_argument("--json", action="store_true", help="what is printed in any case")
     given = parser.parse_args(arguments)
     results, sys.stdout = sys.stdout, sys.stderr
     try:
-        figures = _figures(given.name, given.only, given.n)
+        options = {"only": given.only, "n": given.n, "drafter": given.drafter}
+        figures = _figures(given.name, options)
     except InferenceInputError as error:
         print(f"ragwright: {error}", file=sys.stderr)
         return 2
@@ -63,12 +65,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _figures(name: str, only: Sequence[str], n: int | None) -> list[Figure]:
+def _figures(name: str, given: Mapping[str, Any]) -> list[Figure]:
     """Run one benchmark with the options it has."""
+    n = given["n"]
     if n is not None and n < 1:
         raise InferenceInputError(f"--n {n} measures nothing; give at least 1")
     run: Callable[..., list[Figure]] = importlib.import_module(f"tests.bench.{name}").run
-    options = {key: value for key, value in {"only": only, "n": n}.items() if value}
+    options = {key: value for key, value in given.items() if value}
     for key in options:
         if key not in signature(run).parameters:
             raise InferenceInputError(f"benchmark {name!r} has no option --{key}; leave it out")

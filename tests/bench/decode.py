@@ -23,10 +23,10 @@ TRANSFORMERS = "transformers generate"
 class Transformers:
     """transformers on the same checkpoint, same type, left-padded static batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "default") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = resolve("default")
+        folder = resolve(name)
         with bars_only_on_terminal():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         self.model = model.eval()

@@ -1,8 +1,9 @@
 """Peers that pin other libraries than this project: each runs in an environment of its own.
 
 A peer is a script that loads its model once and then answers every line on standard input, a JSON
-object with `prompts` and `tokens`, with a line that holds `tokens_per_second`. Between its answers
-it is stopped (SIGSTOP): workers of vLLM spin while they wait, and would take the cores from us.
+object with `prompts` (texts, or token ids) and `tokens`, with a line that holds
+`tokens_per_second`. Between its answers it is stopped (SIGSTOP): workers of vLLM spin while they
+wait, and would take the cores from us.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class Peer:
         """Process id of the peer, which is also that of its process group."""
         return self._process.pid
 
-    def tokens_per_second(self, prompts: Sequence[str], tokens: int) -> float:
+    def tokens_per_second(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], tokens: int
+    ) -> float:
         """Completion tokens a second; PeerEnded with its last words where it broke."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._signal(signal.SIGCONT)

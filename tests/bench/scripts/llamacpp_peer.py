@@ -18,7 +18,8 @@ def main(path: str, threads: int) -> None:
         began = time.perf_counter()
         for prompt in asked["prompts"]:
             model.reset()  # or the prompt of the last call would be found again
-            ids = model.tokenize(prompt.encode(), add_bos=False)
+            text = isinstance(prompt, str)
+            ids = model.tokenize(prompt.encode(), add_bos=False) if text else prompt
             made = list(islice(model.generate(ids, temp=0.0, top_k=1), asked["tokens"]))
             assert len(made) == asked["tokens"]
         seconds = time.perf_counter() - began
