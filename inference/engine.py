@@ -35,6 +35,7 @@ class Capability(StrEnum):
     LORA = "lora"
     GRAMMAR = "grammar"
     KV_POLICY = "kv_policy"
+    SPECULATION = "speculation"
     LOGPROBS = "logprobs"
     RESUME = "resume"
 
@@ -148,6 +149,7 @@ class NativeConfig(EngineConfig):
             Capability.TREE_MASK,
             Capability.LORA,
             Capability.KV_POLICY,
+            Capability.SPECULATION,
             Capability.RESUME,
         }
     )

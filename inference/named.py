@@ -56,9 +56,17 @@ class Methods(Generic[M]):
             )
         return self._make(name, rest, strict=True)
 
-    def of(self, given: str | Mapping[str, Any]) -> M:
-        """The method of either form."""
-        return self.parse(given) if isinstance(given, str) else self.build(given)
+    def of(self, given: object, key: str) -> M | None:
+        """The method of either form, None for None; `key` is where it was given."""
+        if given is None:
+            return None
+        if isinstance(given, str):
+            return self.parse(given)
+        if isinstance(given, dict):
+            return self.build(given)
+        raise self._error(
+            f"{key} must be a mapping {{use: NAME, OPTION: VALUE}} or a text (found: {given!r})"
+        )
 
     def name_of(self, method: M) -> str:
         """The name of a method in the table, or that of its class if the table lacks it."""

@@ -63,8 +63,13 @@ class StepContext:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        references: Sequence[str] = (),
+        draft_prompt: Sequence[Message] | None = None,
     ) -> Output:
         """One generation, cut to what the run's budget leaves.
+
+        A drafter of the node may copy from `references`, and reads `draft_prompt` in place of the
+        prompt if it is a model.
 
         What an earlier attempt at this step had produced is taken over. Under a grammar the
         node's own stop strings are left out, and the trace says so: the grammar ends the answer.
@@ -86,13 +91,17 @@ class StepContext:
             grammar=None if spec is None else spec.build(),
             adapters=node.adapters,
             kv=node.policy(),
+            drafter=node.drafts(),
+            references=tuple(references),
+            draft_prompt=draft_prompt,
             tenant=self.scope.tenant,
         )
         call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
         request = self._within_budget(engine, self._resume(call, request))
         output = await self._run(call, request)
-        if "kv" in output.notes:
-            self.note(kv=output.notes["kv"])
+        for key in ("kv", "drafter"):
+            if key in output.notes:
+                self.note(**{key: output.notes[key]})
         output.raise_if_failed()
         return output
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from inference.kv import KV_POLICIES
+from inference.speculative import DRAFTERS
 from workflows.checks.draft import Tables
 from workflows.schema import WorkflowSpec
 
@@ -43,7 +44,8 @@ def workflow_schema(tables: Tables | None = None) -> Schema:
 def _add_nodes(definitions: Schema, nodes: Mapping[str, type[BaseModel]]) -> None:
     spec = definitions["NodeSpec"]
     spec["properties"]["use"]["enum"] = list(nodes)
-    spec["properties"]["kv"] = _policies(definitions, spec["properties"]["kv"])
+    for key, noun, table in (("kv", "KV policy", KV_POLICIES), ("drafter", "Drafter", DRAFTERS)):
+        spec["properties"][key] = _methods(definitions, spec["properties"][key], key, noun, table)
     spec["allOf"] = []
     for use, row in nodes.items():
         name = f"options.{use}"
@@ -67,17 +69,19 @@ def _add_resources(definitions: Schema, rows: Mapping[str, type[BaseModel]]) -> 
         spec["allOf"].append(_when(use, _ref(name)))
 
 
-def _policies(definitions: Schema, about: Schema) -> Schema:
-    """A cache policy: its name with options as a text, or a mapping."""
+def _methods(
+    definitions: Schema, about: Schema, key: str, noun: str, table: Mapping[str, type[BaseModel]]
+) -> Schema:
+    """A method of a table: its name with options as a text, or a mapping."""
     forms: list[Schema] = [{"type": "null"}, {"type": "string", "pattern": "^[a-z_]+(:.+)?$"}]
-    for use, row in KV_POLICIES.items():
-        name = f"kv.{use}"
+    for use, row in table.items():
+        name = f"{key}.{use}"
         options = _hoist(row, definitions, name, templates=False)
         properties = {"use": {"const": use}, **options.get("properties", {})}
         required = ["use", *options.get("required", ())]
         definitions[name] = {
             **options,
-            "title": f"KV policy {use}",
+            "title": f"{noun} {use}",
             "properties": properties,
             "required": required,
         }

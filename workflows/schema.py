@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from inference import Capability, Grammar
-from inference.errors import KVInputError
-from inference.kv import KVPolicy, build, parse
+from inference.kv import KVPolicy
+from inference.kv.spec import POLICIES
+from inference.speculative import Drafter
+from inference.speculative.spec import METHODS
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 """Names of inputs, resources, nodes and state keys."""
@@ -139,6 +141,7 @@ class NodeSpec(Section):
         default=None, description="LoRAs it generates with, as its engine names them"
     )
     kv: Any = Field(default=None, description="what the key/value cache of its generations keeps")
+    drafter: Any = Field(default=None, description="what guesses its next tokens ahead")
     retry: RetrySpec | None = None
     timeout: float | None = Field(default=None, gt=0, description="seconds that one try may take")
     over: str | None = Field(default=None, description="${...} that gives the list to map over")
@@ -162,20 +165,17 @@ class NodeSpec(Section):
             Capability.GRAMMAR: "grammar",
             Capability.LORA: "adapter",
             Capability.KV_POLICY: "kv",
+            Capability.SPECULATION: "drafter",
         }
         return {need: key for need, key in keys.items() if getattr(self, key) is not None}
 
     def policy(self) -> KVPolicy | None:
         """The cache policy of a request, None where the node names none; raises KVInputError."""
-        if self.kv is None:
-            return None
-        if isinstance(self.kv, str):
-            return parse(self.kv)
-        if isinstance(self.kv, dict):
-            return build(self.kv)
-        raise KVInputError(
-            f"kv must be a mapping {{use: NAME, OPTION: VALUE}} or a text (found: {self.kv!r})"
-        )
+        return POLICIES.of(self.kv, "kv")
+
+    def drafts(self) -> Drafter | None:
+        """What drafts for a request, None where the node names none; raises DrafterInputError."""
+        return METHODS.of(self.drafter, "drafter")
 
 
 class EdgeSpec(Section):

@@ -43,6 +43,18 @@ if TYPE_CHECKING:
 @click.option(
     "--kv", metavar="SPEC", help="What the cache keeps: NAME or NAME:OPTION=VALUE,OPTION=VALUE."
 )
+@click.option(
+    "--drafter",
+    metavar="SPEC",
+    help="What guesses tokens ahead: NAME or NAME:OPTION=VALUE,OPTION=VALUE.",
+)
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Text file the drafter may copy from; repeatable.",
+)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option(
     "--logprobs", type=int, metavar="N", help="Log-probability and N best of each token (--json)."

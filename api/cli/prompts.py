@@ -10,6 +10,7 @@ from inference.errors import AdapterInputError, GrammarInputError, InferenceInpu
 from inference.grammar import Grammar
 from inference.kv import parse as parse_policy
 from inference.requests import Message, Request, SamplingParams
+from inference.speculative import parse as parse_drafter
 
 ROLES = ("system", "user", "assistant")
 KEYS = ("id", "prompt", "messages")
@@ -26,6 +27,8 @@ def build_requests(
     truncate: str,
     logprobs: int | None = None,
     kv: str | None = None,
+    drafter: str | None = None,
+    references: tuple[Path, ...] = (),
     schema: Path | None = None,
     regex: str | None = None,
     ebnf: Path | None = None,
@@ -40,6 +43,8 @@ def build_requests(
     params = SamplingParams(**sampling)
     grammar = read_grammar(schema, regex, ebnf)
     policy = None if kv is None else parse_policy(kv)
+    drafts = None if drafter is None else parse_drafter(drafter)
+    texts = tuple(_text(path) for path in references)
     if prompts is None:
         rows: list[tuple[str, Content]] = [("0", prompt or "")]
         if not rows[0][1]:
@@ -57,6 +62,8 @@ def build_requests(
             grammar=grammar,
             adapters=adapters,
             kv=policy,
+            drafter=drafts,
+            references=texts,
             **_body(content, system, raw),
         )
         for key, content in rows

@@ -37,6 +37,11 @@ class Drafter(BaseModel):
     adaptive: bool = Field(True, description="pause while drafting loses time on this request")
 
     @property
+    def opens(self) -> tuple[str, ...]:
+        """Options that name a model or a file of this machine, as far as they are given."""
+        return ()
+
+    @property
     def rule(self) -> Rule:
         """How what it proposes is accepted; exact match with what the target draws by default."""
         from inference.speculative.verify import Match

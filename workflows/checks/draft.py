@@ -115,7 +115,16 @@ def _list(raw: Any) -> list[Any]:
     return raw if isinstance(raw, list) else []
 
 
-_DISPENSABLE = {"timeout", "retry", "sampling", "grammar", "adapter", "kv", "max_parallel"}
+_DISPENSABLE = {
+    "timeout",
+    "retry",
+    "sampling",
+    "grammar",
+    "adapter",
+    "kv",
+    "drafter",
+    "max_parallel",
+}
 """Keys of a node without which the rest of it can still be judged."""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from inference import InferenceInputError, SamplingParams
-from inference.errors import KVInputError
+from inference.errors import MethodInputError
 from inference.suggest import nearest
 from workflows.checks.adapter import check_adapter
 from workflows.checks.draft import Draft
@@ -204,14 +204,15 @@ def _bad_key(key: str) -> str:
 def _check_use_of_engine(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:
     name = place[-1]
     if not row.generates:
-        for option in ("sampling", "grammar", "adapter", "kv", "engine"):
+        for option in ("sampling", "grammar", "adapter", "kv", "drafter", "engine"):
             if option in node.model_fields_set:
                 message = f"node {name!r} ({node.use}) generates nothing; remove `{option}`"
                 draft.add((*place, option), "not_generating", message, key=True)
         return
     _check_sampling(draft, place, node)
     check_grammar(draft, place, node)
-    _check_kv(draft, place, node)
+    _check_method(draft, place, "kv", node.kv, node.policy)
+    _check_method(draft, place, "drafter", node.drafter, node.drafts)
     config = _resource(draft, place, node.engine, "engine", draft.tables.engines)
     if config is None:
         return
@@ -226,16 +227,18 @@ def _check_use_of_engine(draft: Draft, place: Path, node: NodeSpec, row: type[No
         draft.add((*place, at), "missing_capability", message, key=at != "use")
 
 
-def _check_kv(draft: Draft, place: Path, node: NodeSpec) -> None:
-    """A policy of the table and options it takes, at their places."""
+def _check_method(
+    draft: Draft, place: Path, key: str, given: object, make: Callable[[], object]
+) -> None:
+    """A method of its table and options it takes, at their places."""
     try:
-        node.policy()
-    except KVInputError as error:
-        at: Path = (*place, "kv")
-        if error.option is not None and isinstance(node.kv, dict) and error.option in node.kv:
+        make()
+    except MethodInputError as error:
+        at: Path = (*place, key)
+        if error.option is not None and isinstance(given, dict) and error.option in given:
             draft.add((*at, error.option), error.code, str(error), key=error.unknown)
         else:
-            draft.add(at, error.code, str(error), key=isinstance(node.kv, dict))
+            draft.add(at, error.code, str(error), key=isinstance(given, dict))
 
 
 def _check_use_of_retriever(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from inference.errors import MethodInputError
 from inference.models.catalog import CATALOG
 from workflows.checks.draft import Draft
 from workflows.errors import WorkflowInputError
 from workflows.loading import Workflow, load_from
+from workflows.schema import NodeSpec
 from workflows.shelves import SHIPPED, SUFFIXES, Bundle
 
 MAIN = "workflow.yaml"
@@ -59,7 +61,27 @@ def check_uploaded(
             elif resource is not None:
                 _check_texts(draft, name, resource.options)
 
+        for name, node in draft.nodes.items():
+            if node is not None:
+                _check_drafter(draft, name, node)
+
     return load_from(Bundle(texts, shipped=True), MAIN, check=check)
+
+
+def _check_drafter(draft: Draft, name: str, node: NodeSpec) -> None:
+    """A drafter may not open models or files of this host; what is wrong otherwise was told."""
+    try:
+        drafter = node.drafts()
+    except MethodInputError:
+        return
+    for option in drafter.opens if drafter is not None else ():
+        message = (
+            f"option {option!r} of the drafter of node {name!r} names a model or file of this "
+            "host, which an uploaded workflow may not; leave it out"
+        )
+        mapping = isinstance(node.drafter, dict)
+        place = ("nodes", name, "drafter", *((option,) if mapping else ()))
+        draft.add(place, "not_allowed_in_upload", message, key=mapping)
 
 
 def _named(files: Mapping[str, str]) -> Mapping[str, str]:

@@ -28,8 +28,14 @@ class NodeContext(Protocol):
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        references: Sequence[str] = (),
+        draft_prompt: Sequence[Message] | None = None,
     ) -> Output:
-        """One generation by the node's engine under the node's sampling and the run's budget."""
+        """One generation by the node's engine under the node's sampling and the run's budget.
+
+        The node's drafter may copy from `references`, and reads `draft_prompt` in place of the
+        prompt if it is a model.
+        """
         ...
 
     async def search(

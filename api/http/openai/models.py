@@ -81,12 +81,15 @@ class StreamOptions(Strict):
 class Ragwright(Strict):
     """What this project adds: `extra_body={"ragwright": {...}}` of the openai client.
 
-    For the engine: `adapters` by name, `kv` as `NAME:OPTION=VALUE`, `truncate`. For a workflow:
-    its `inputs`, an `index` and a `graph` by name, a `seed`. `seconds` is a deadline for both.
+    For the engine: `adapters` by name, `kv` and `drafter` as `NAME:OPTION=VALUE`, `references` to
+    draft from, `truncate`. For a workflow: its `inputs`, an `index` and a `graph` by name, a
+    `seed`. `seconds` is a deadline for both.
     """
 
     adapters: list[Name] = Field(default_factory=list, max_length=16)
     kv: str | None = Field(None, min_length=1, max_length=256)
+    drafter: str | None = Field(None, min_length=1, max_length=256)
+    references: list[Text] = Field(default_factory=list, max_length=64)
     truncate: Literal["never", "left"] = "never"
     seconds: float | None = Field(None, gt=0)
     inputs: dict[Key, Any] = Field(default_factory=dict, max_length=64)

@@ -17,6 +17,8 @@ from api.http.openai.models import (
 from api.http.openai.refusals import refused, require_nothing
 from inference import Grammar, Message, Request, SamplingParams
 from inference.kv import parse as parse_kv
+from inference.speculative import Drafter
+from inference.speculative import parse as parse_drafter
 
 COMPLETION_TOKENS = 16
 """Tokens of a completion that asks for no number, as the protocol has it."""
@@ -129,7 +131,18 @@ def _request(body: Generation, bare: Request, tenant: str, logprobs: int | None)
         tenant=f"{tenant}/{body.cache_salt}" if body.cache_salt else tenant,
         logprobs=logprobs,
         kv=None if extras.kv is None else parse_kv(extras.kv),
+        drafter=None if extras.drafter is None else _drafter(extras.drafter),
+        references=tuple(extras.references),
     )
+
+
+def _drafter(text: str) -> Drafter:
+    """A drafter that opens nothing the caller names: models and files are the operator's."""
+    found = parse_drafter(text)
+    if found.opens:
+        message = f"{found.opens[0]} names a model or file of the server; leave it out"
+        raise refused("ragwright.drafter", message)
+    return found
 
 
 def grammar(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> Grammar | None:

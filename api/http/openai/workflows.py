@@ -146,7 +146,7 @@ def _question(body: ChatBody, ask: Ask) -> Question:
         if getattr(body, name):
             raise refused(name, "is for the engine alone; leave it out with a workflow")
     extras = body.ragwright
-    for name in ("adapters", "kv"):
+    for name in ("adapters", "kv", "drafter", "references"):
         if getattr(extras, name):
             raise refused(f"ragwright.{name}", "its nodes say that; leave it out with a workflow")
     if body.seed is not None and extras.seed is not None:
