@@ -39,6 +39,9 @@ CONTRACTS = [
     Contract("inference", "inference.engine:EngineConfig", "open", "inference.engine:ENGINES"),
     Contract("inference", "inference.kv:KVPolicy", "compress", "inference.kv:KV_POLICIES"),
     Contract(
+        "inference", "inference.speculative:Drafter", "open", "inference.speculative:DRAFTERS"
+    ),
+    Contract(
         "retrieval", "retrieval.retriever:RetrieverConfig", "open", "retrieval.table:RETRIEVERS"
     ),
     Contract(

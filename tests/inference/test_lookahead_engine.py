@@ -5,20 +5,23 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from inference import Output, Request, SamplingParams
+from inference import Grammar, Output, Request, SamplingParams
 from inference.native.engine import NativeEngine
 from inference.native.model import Model
 from inference.native.prompts import encode
 from inference.native.sequence import Draft
 from inference.speculative import Proposal, Proposer, Start, Turn
 from inference.speculative.lookahead import Lookahead
+from tests.inference.test_engine_adapters import OPTIONS, save
 
 Tiny = Callable[..., NativeEngine]
-Path = tuple[int, ...]
+Ids = tuple[int, ...]
 
 PROMPTS = [
     "The quick brown fox. The quick brown dog. The quick",
@@ -28,14 +31,14 @@ PROMPTS = [
 ]
 
 
-PROPOSED: list[tuple[Path, Draft]] = []
+PROPOSED: list[tuple[Ids, Draft]] = []
 """What was drafted behind which tokens."""
 
 
 class Probed(Lookahead):
     """Lookahead that also reads `texts`, and tells what it drafts."""
 
-    texts: tuple[Path, ...] = ()
+    texts: tuple[Ids, ...] = ()
 
     def open(self, model: Model) -> Proposer:
         return _Probe(super().open(model), self)
@@ -64,10 +67,10 @@ class _Probe(Proposer):
         return self._inner.notes(state)
 
 
-def misleading(outputs: Sequence[Output], seed: int) -> tuple[Path, ...]:
+def misleading(outputs: Sequence[Output], seed: int) -> tuple[Ids, ...]:
     """Texts that follow the outputs for a while and then lead astray."""
     draw = random.Random(seed)
-    texts: list[Path] = []
+    texts: list[Ids] = []
     for output in outputs:
         for _ in range(12):
             texts.append(
@@ -117,6 +120,35 @@ def test_wrong_branches_change_nothing(tiny: Tiny, name: str, batch: int, mode: 
             assert have.notes["drafter"]["lossless"]
 
 
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_wrong_branches_change_nothing_under_a_grammar_and_an_adapter(
+    tiny: Tiny, tmp_path: Path, batch: int
+) -> None:
+    engine = tiny("llama", endless=True)
+    words = Grammar("regex", "(fox|dog|fro|do|[0-9]{2})( (fox|dog|fro|do|[0-9]{2}))*")
+    engine.attach("wild", save(Path(engine.model), tmp_path / "wild", 3, **OPTIONS["attention"]))
+    try:
+        requests = [
+            Request(
+                prompt=f"{PROMPTS[at % 4]} {at}",
+                sampling=SamplingParams(max_tokens=40),
+                grammar=words if at % 3 != 1 else None,
+                adapters=("wild",) if at % 2 else (),
+            )
+            for at in range(batch)
+        ]
+        plain = engine.generate(requests)
+        drafter = Probed(adaptive=False, split=False, texts=misleading(plain, batch))
+        found = engine.generate([replace(one, id=uuid4().hex, drafter=drafter) for one in requests])
+    finally:
+        engine.detach("wild")
+    assert [one.token_ids for one in found] == [one.token_ids for one in plain]
+    assert [one.notes.get("grammar") for one in found] == [
+        one.notes.get("grammar") for one in plain
+    ]
+    assert 0 < sum(one.stats.accepted for one in found) < sum(one.stats.drafted for one in found)
+
+
 def test_the_result_says_what_was_found(tiny: Tiny) -> None:
     engine = tiny("llama", endless=True)
     drafter = Lookahead(adaptive=False, decoding_length=8)
@@ -130,7 +162,7 @@ def test_the_result_says_what_was_found(tiny: Tiny) -> None:
     assert ("fallback" in note) == (note["empty"] == note["turns"])
 
 
-def within(path: Path, texts: Sequence[Path]) -> bool:
+def within(path: Ids, texts: Sequence[Ids]) -> bool:
     """Whether a path is part of one of the texts."""
     size = len(path)
     return any(text[at : at + size] == path for text in texts for at in range(len(text)))
@@ -141,7 +173,7 @@ def test_what_a_request_read_is_drafted_for_nobody_else(tiny: Tiny, same: bool) 
     engine = tiny("llama", endless=True)
     drafter = Probed(adaptive=False, shared=True, split=False, decoding_length=32)
 
-    def run(prompt: str, tenant: str, references: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    def run(prompt: str, tenant: str, references: tuple[str, ...] = ()) -> tuple[Ids, Ids]:
         request = Request(
             prompt=prompt,
             tenant=tenant,
