@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inference import Grammar, Request
+from inference import Grammar, Message, Request
 from inference.native.engine import NativeEngine
 from inference.requests import SamplingParams
 from inference.speculative.llmcad import LLMCad
@@ -76,14 +76,15 @@ def compare(
 def test_greedy_and_seeded_tokens_are_those_of_plain_decoding(
     folders: Folders, options: dict[str, Any]
 ) -> None:
-    """In batches of 1, 4 and 16 of different lengths, with small steps and with large ones."""
+    """In batches of 1, 4 and 16 of different lengths, with much room and with little."""
     small, seen = drafter(folders, options), []
     with opened(folders(0)) as engine:
         for rows in (16, 4, 1):
             seen.append(compare(engine, asked(16), small, rows))
         sampled = SamplingParams(max_tokens=12, temperature=1.0, seed=5)
         seen.append(compare(engine, [replace(one, sampling=sampled) for one in asked(16)], small))
-    with opened(folders(0), step_tokens=20, prefix_cache_bytes=0) as engine:
+    cramped = {"step_tokens": 20, "prefix_cache_bytes": 0, "kv_cache_bytes": 1}
+    with opened(folders(0), **cramped) as engine:  # rows are preempted and come back
         seen.append(compare(engine, asked(16), small))
     assert min(drafted for drafted, _ in seen) > 0
     if options.get("model") == 0 or options.get("layers") == 2:  # the model drafts for itself
@@ -106,6 +107,26 @@ def test_grammars_and_adapters_go_with_it(folders: Folders, tmp_path: Path) -> N
                 for at, request in enumerate(asked(12, max_tokens=30))
             ]
             assert compare(engine, requests, drafter(folders, options))[0] > 0
+
+
+def test_no_token_differs_over_200_prompts(folders: Folders, tmp_path: Path) -> None:
+    """Trees of 1 to 8 nodes, in batches of 1, 4 and 16, with and without grammar and adapter."""
+    grammar = Grammar.regex("(fox|dog|north)( (fox|dog|north))*")
+    save(folders(0), tmp_path / "a", 7, r=4, lora_alpha=12, target_modules=["q_proj", "v_proj"])
+    prompts = 0
+    with opened(folders(0)) as engine:
+        engine.attach("a", tmp_path / "a")
+        for nodes in range(1, 9):
+            requests = [
+                replace(
+                    one, grammar=grammar if at % 2 else None, adapters=("a",) if at % 4 > 1 else ()
+                )
+                for at, one in enumerate(requests_for(nodes, count=26, max_tokens=12))
+            ]
+            small = drafter(folders, {**KINDS[nodes % 3], "nodes": nodes})
+            compare(engine, requests, small, (1, 4, 16)[nodes % 3])
+            prompts += len(requests)
+    assert prompts >= 200
 
 
 def test_without_memory_the_answer_is_plain_and_says_so(folders: Folders) -> None:
@@ -156,3 +177,15 @@ def test_trees_accept_more_than_chains_of_as_many_tokens(folders: Folders, tmp_p
     drafted, accepted = found.pop(0)
     assert drafted < found[4][0]
     assert all(accepted > others for _, others in found.values())
+
+
+@pytest.mark.default_model
+def test_the_default_model_answers_as_it_does_alone(default_engine: NativeEngine) -> None:
+    """Float32, an early exit behind most of the layers."""
+    asked_ = ("Name three rivers.", "Why is the sky blue?", "Write a line about the sea.")
+    requests = [
+        Request(messages=[Message("user", text)], sampling=SamplingParams(max_tokens=16), id=text)
+        for text in asked_
+    ]
+    drafted, accepted = compare(default_engine, requests, LLMCad(layers=28, adaptive=False))
+    assert drafted > accepted > 0
