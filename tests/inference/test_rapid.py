@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from inference import SamplingParams
+from inference import Grammar, Request, SamplingParams
 from inference.errors import DrafterInputError
+from inference.native.engine import NativeEngine
 from inference.native.model import Model
 from inference.native.sampling import process
 from inference.native.sequence import Draft
@@ -382,6 +383,51 @@ def test_the_rule_says_whether_anything_changes() -> None:
     assert names == {"rejection": True, "tilted-exact": False, "rapid-paper": False}
     rule = parse("rapid:mode=paper,eta=10,tail=repo,tail_factor=0.2").rule
     assert rule.notes() == {"eta": 10.0, "tail": "repo", "factor": 0.2}
+
+
+TEXTS = ["The quick brown fox jumps over the lazy dog", "A model reads tokens", "naïve café"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("grammar", [None, Grammar.regex("[a-f ]{24}")], ids=["free", "grammar"])
+def test_in_the_engine_greedy_output_is_that_of_plain_decoding(
+    tiny: Callable[..., NativeEngine], batch: int, grammar: Grammar | None
+) -> None:
+    """All of a batch draft side by side, from other prompts than they answer."""
+    engine = tiny("llama", endless=True)
+    plain = [
+        Request(text, sampling=SamplingParams(max_tokens=24), grammar=grammar) for text in TEXTS
+    ]
+    drafter = Rapid(gamma=4, adaptive=False)
+    drafted = [
+        replace(one, id=f"{one.id}-drafted", drafter=drafter, draft_prompt=(one.prompt or "")[4:])
+        for one in plain
+    ]
+    wanted = [output.token_ids for output in engine.generate(plain)]
+    for at in range(0, len(drafted), batch):
+        outputs = engine.generate(drafted[at : at + batch])
+        for output, ids in zip(outputs, wanted[at:], strict=False):
+            assert output.token_ids == ids
+            assert output.stats.drafted > output.stats.accepted
+            notes = output.notes["drafter"]
+            assert (notes["rule"], notes["lossless"]) == ("rejection", True)
+            assert "fallback" not in notes
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_in_the_engine_the_context_as_draft_prompt_is_all_accepted(
+    tiny: Callable[..., NativeEngine], temperature: float
+) -> None:
+    engine = tiny("llama", endless=True)
+    sampling = SamplingParams(max_tokens=31, temperature=temperature, seed=7)
+    drafter = Rapid(gamma=5, mode="paper", eta=20.0, adaptive=False)
+    [output] = engine.generate(
+        [Request(TEXTS[0], sampling=sampling, drafter=drafter, draft_prompt=TEXTS[0])]
+    )
+    assert output.stats.accepted == output.stats.drafted >= 20
+    assert output.stats.forwards < 10
+    notes = output.notes["drafter"]
+    assert (notes["rule"], notes["lossless"], notes["eta"]) == ("rapid-paper", False, 20.0)
 
 
 @pytest.mark.default_model
