@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,12 @@ from inference.errors import DrafterInputError
 from inference.native.engine import NativeEngine
 from inference.native.model import Model
 from inference.native.sampling import process
-from inference.native.sequence import Draft
-from inference.speculative import Proposal, Start, Turn, build, parse
+from inference.speculative import build, parse
 from inference.speculative.rapid import Rapid, gain
-from inference.speculative.verify import Case
 from tests.inference.chance import chi_square
+from tests.inference.talking import CONTEXT, EXCERPT, GREEDY, Talk, greedily, said_by, talk
 from tests.inference.tiny import checkpoint, network
 
-CONTEXT = [20, 31, 7, 45, 99, 12, 64, 80, 33, 51, 17, 28, 90, 41, 63, 72]
-EXCERPT = [45, 99, 12, 41, 63, 72]
-GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.9, top_k=12)
 LOSSY = ["tilted-exact", "paper"]
 
@@ -41,90 +36,6 @@ def loaded(folder: Path, **options: Any) -> Model:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model that never ends by itself."""
     return loaded(tmp_path_factory.mktemp("target"), endless=True)
-
-
-@dataclass
-class Talk:
-    """A request as the engine drives it, with transformers alone as the target."""
-
-    prompt: Sequence[int] = tuple(CONTEXT)
-    draft_prompt: Sequence[int] | None = tuple(EXCERPT)
-    sampling: SamplingParams = GREEDY
-    seed: int = 0
-    ids: list[int] = field(default_factory=list)
-    kept: tuple[int, ...] = ()
-    fresh: int = 0
-    accepted: int = 0
-    proposals: list[Proposal | None] = field(default_factory=list)
-    notes: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def start(self) -> Start:
-        own = self.draft_prompt is None
-        prompt = self.prompt if self.draft_prompt is None else self.draft_prompt
-        return Start(prompt, own, (), self.sampling, self.seed, "tenant")
-
-    @property
-    def drafted(self) -> int:
-        return sum(len(one.draft.ids) for one in self.proposals if one is not None)
-
-    def turn(self, state: Any) -> Turn:
-        ids = [*self.prompt, *self.ids]
-        return Turn(state, ids, len(self.prompt), self.fresh, self.kept, 64, 64)
-
-    def take(self, said: Callable[..., torch.Tensor], drafter: Rapid, proposal: Any) -> None:
-        """Verify a proposal and go on by what was accepted."""
-        self.proposals.append(proposal)
-        draft = Draft((), ()) if proposal is None else proposal.draft
-        ids = (*self.prompt, *self.ids)
-
-        def logits(node: int, path: Sequence[int]) -> torch.Tensor:
-            line = (*ids, *(draft.ids[at] for at in path))
-            return process(said(line), self.sampling, line)
-
-        drawn = None if proposal is None else proposal.drawn
-        greedy = self.sampling.temperature == 0
-        verdict = drafter.rule.verify(Case(draft, logits, greedy, self.seed, len(ids), drawn))
-        self.ids += [*(draft.ids[at] for at in verdict.path), verdict.token]
-        self.kept, self.fresh = verdict.path, len(verdict.path) + 1
-        self.accepted += len(verdict.path)
-
-
-@lru_cache
-def said_by(name: str) -> Callable[..., torch.Tensor]:
-    """Logits behind some ids, as transformers computes them; each text once."""
-
-    @cache
-    def said(ids: tuple[int, ...]) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = network(name)(torch.tensor([ids])).logits[0, -1]
-        return found
-
-    return said
-
-
-def talk(model: Model, drafter: Rapid, talks: Sequence[Talk], tokens: int) -> Sequence[Talk]:
-    """Drive requests side by side until each has at least so many tokens."""
-    proposer = drafter.open(model)
-    states = [proposer.begin(one.start) for one in talks]
-    while any(len(one.ids) < tokens for one in talks):
-        going = [at for at, one in enumerate(talks) if len(one.ids) < tokens]
-        turns = [talks[at].turn(states[at]) for at in going]
-        for at, proposal in zip(going, proposer.propose(turns), strict=True):
-            talks[at].take(said_by(model.name), drafter, proposal)
-    for one, state in zip(talks, states, strict=True):
-        one.notes = dict(proposer.notes(state))
-        proposer.end(state)
-    proposer.close()
-    return talks
-
-
-def greedily(model: Model, prompt: Sequence[int], tokens: int) -> list[int]:
-    """The target alone."""
-    ids = list(prompt)
-    for _ in range(tokens):
-        ids.append(int(said_by(model.name)(tuple(ids)).argmax()))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 8])
