@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from inference import SamplingParams
+from inference import Grammar, Request, SamplingParams
 from inference.errors import DrafterInputError
+from inference.native.engine import NativeEngine
 from inference.native.model import Model
 from inference.native.sampling import process
-from inference.native.sequence import Draft
-from inference.speculative import Proposal, Start, Turn, build, parse
+from inference.speculative import build, parse
 from inference.speculative.rapid import Rapid, gain
-from inference.speculative.verify import Case
 from tests.inference.chance import chi_square
+from tests.inference.talking import CONTEXT, EXCERPT, GREEDY, Talk, greedily, said_by, talk
 from tests.inference.tiny import checkpoint, network
 
-CONTEXT = [20, 31, 7, 45, 99, 12, 64, 80, 33, 51, 17, 28, 90, 41, 63, 72]
-EXCERPT = [45, 99, 12, 41, 63, 72]
-GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.9, top_k=12)
 LOSSY = ["tilted-exact", "paper"]
 
@@ -40,90 +36,6 @@ def loaded(folder: Path, **options: Any) -> Model:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model that never ends by itself."""
     return loaded(tmp_path_factory.mktemp("target"), endless=True)
-
-
-@dataclass
-class Talk:
-    """A request as the engine drives it, with transformers alone as the target."""
-
-    prompt: Sequence[int] = tuple(CONTEXT)
-    draft_prompt: Sequence[int] | None = tuple(EXCERPT)
-    sampling: SamplingParams = GREEDY
-    seed: int = 0
-    ids: list[int] = field(default_factory=list)
-    kept: tuple[int, ...] = ()
-    fresh: int = 0
-    accepted: int = 0
-    proposals: list[Proposal | None] = field(default_factory=list)
-    notes: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def start(self) -> Start:
-        own = self.draft_prompt is None
-        prompt = self.prompt if self.draft_prompt is None else self.draft_prompt
-        return Start(prompt, own, (), self.sampling, self.seed, "tenant")
-
-    @property
-    def drafted(self) -> int:
-        return sum(len(one.draft.ids) for one in self.proposals if one is not None)
-
-    def turn(self, state: Any) -> Turn:
-        ids = [*self.prompt, *self.ids]
-        return Turn(state, ids, len(self.prompt), self.fresh, self.kept, 64, 64)
-
-    def take(self, said: Callable[..., torch.Tensor], drafter: Rapid, proposal: Any) -> None:
-        """Verify a proposal and go on by what was accepted."""
-        self.proposals.append(proposal)
-        draft = Draft((), ()) if proposal is None else proposal.draft
-        ids = (*self.prompt, *self.ids)
-
-        def logits(node: int, path: Sequence[int]) -> torch.Tensor:
-            line = (*ids, *(draft.ids[at] for at in path))
-            return process(said(line), self.sampling, line)
-
-        drawn = None if proposal is None else proposal.drawn
-        greedy = self.sampling.temperature == 0
-        verdict = drafter.rule.verify(Case(draft, logits, greedy, self.seed, len(ids), drawn))
-        self.ids += [*(draft.ids[at] for at in verdict.path), verdict.token]
-        self.kept, self.fresh = verdict.path, len(verdict.path) + 1
-        self.accepted += len(verdict.path)
-
-
-@lru_cache
-def said_by(name: str) -> Callable[..., torch.Tensor]:
-    """Logits behind some ids, as transformers computes them; each text once."""
-
-    @cache
-    def said(ids: tuple[int, ...]) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = network(name)(torch.tensor([ids])).logits[0, -1]
-        return found
-
-    return said
-
-
-def talk(model: Model, drafter: Rapid, talks: Sequence[Talk], tokens: int) -> Sequence[Talk]:
-    """Drive requests side by side until each has at least so many tokens."""
-    proposer = drafter.open(model)
-    states = [proposer.begin(one.start) for one in talks]
-    while any(len(one.ids) < tokens for one in talks):
-        going = [at for at, one in enumerate(talks) if len(one.ids) < tokens]
-        turns = [talks[at].turn(states[at]) for at in going]
-        for at, proposal in zip(going, proposer.propose(turns), strict=True):
-            talks[at].take(said_by(model.name), drafter, proposal)
-    for one, state in zip(talks, states, strict=True):
-        one.notes = dict(proposer.notes(state))
-        proposer.end(state)
-    proposer.close()
-    return talks
-
-
-def greedily(model: Model, prompt: Sequence[int], tokens: int) -> list[int]:
-    """The target alone."""
-    ids = list(prompt)
-    for _ in range(tokens):
-        ids.append(int(said_by(model.name)(tuple(ids)).argmax()))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 8])
@@ -382,6 +294,51 @@ def test_the_rule_says_whether_anything_changes() -> None:
     assert names == {"rejection": True, "tilted-exact": False, "rapid-paper": False}
     rule = parse("rapid:mode=paper,eta=10,tail=repo,tail_factor=0.2").rule
     assert rule.notes() == {"eta": 10.0, "tail": "repo", "factor": 0.2}
+
+
+TEXTS = ["The quick brown fox jumps over the lazy dog", "A model reads tokens", "naïve café"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("grammar", [None, Grammar.regex("[a-f ]{24}")], ids=["free", "grammar"])
+def test_in_the_engine_greedy_output_is_that_of_plain_decoding(
+    tiny: Callable[..., NativeEngine], batch: int, grammar: Grammar | None
+) -> None:
+    """All of a batch draft side by side, from other prompts than they answer."""
+    engine = tiny("llama", endless=True)
+    plain = [
+        Request(text, sampling=SamplingParams(max_tokens=24), grammar=grammar) for text in TEXTS
+    ]
+    drafter = Rapid(gamma=4, adaptive=False)
+    drafted = [
+        replace(one, id=f"{one.id}-drafted", drafter=drafter, draft_prompt=(one.prompt or "")[4:])
+        for one in plain
+    ]
+    wanted = [output.token_ids for output in engine.generate(plain)]
+    for at in range(0, len(drafted), batch):
+        outputs = engine.generate(drafted[at : at + batch])
+        for output, ids in zip(outputs, wanted[at:], strict=False):
+            assert output.token_ids == ids
+            assert output.stats.drafted > output.stats.accepted
+            notes = output.notes["drafter"]
+            assert (notes["rule"], notes["lossless"]) == ("rejection", True)
+            assert "fallback" not in notes
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_in_the_engine_the_context_as_draft_prompt_is_all_accepted(
+    tiny: Callable[..., NativeEngine], temperature: float
+) -> None:
+    engine = tiny("llama", endless=True)
+    sampling = SamplingParams(max_tokens=31, temperature=temperature, seed=7)
+    drafter = Rapid(gamma=5, mode="paper", eta=20.0, adaptive=False)
+    [output] = engine.generate(
+        [Request(TEXTS[0], sampling=sampling, drafter=drafter, draft_prompt=TEXTS[0])]
+    )
+    assert output.stats.accepted == output.stats.drafted >= 20
+    assert output.stats.forwards < 10
+    notes = output.notes["drafter"]
+    assert (notes["rule"], notes["lossless"], notes["eta"]) == ("rapid-paper", False, 20.0)
 
 
 @pytest.mark.default_model
