@@ -69,6 +69,11 @@ class Medusa(Drafter):
         given = {"epsilon": self.epsilon, "delta": self.delta}
         return Typical(**{name: value for name, value in given.items() if value is not None})
 
+    @property
+    def opens(self) -> tuple[str, ...]:
+        """Heads that do not come along are a folder of this machine."""
+        return () if self.heads in _shipped() else ("heads",)
+
     def open(self, model: Model) -> Proposer:
         """Read the heads and those rows of the model's output matrix that they use."""
         from inference.speculative.medusa_heads import MedusaHeads
@@ -105,17 +110,20 @@ class Medusa(Drafter):
         return _Guessing(heads, model.lean, choices[: self.nodes])
 
     def _folder(self) -> Path:
-        given = Path(self.heads).expanduser()
-        if given.is_dir():
-            return given
-        shipped = sorted(path.name for path in SHIPPED.glob("medusa-*"))
-        if self.heads in shipped:
+        if self.heads in _shipped():
             return SHIPPED / self.heads
-        raise DrafterInputError(
-            f"no heads {self.heads!r}: neither a folder nor shipped; "
-            f"{nearest(self.heads, shipped)}",
-            "heads",
-        )
+        folder = Path(self.heads).expanduser()
+        if not folder.is_dir():
+            raise DrafterInputError(
+                f"no heads {self.heads!r}: neither shipped nor a folder; "
+                f"{nearest(self.heads, _shipped())}",
+                "heads",
+            )
+        return folder
+
+
+def _shipped() -> list[str]:
+    return sorted(path.name for path in SHIPPED.glob("medusa-*"))
 
 
 class _Guessing(Proposer):

@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class MedusaOptions:
     """`heads` of them guess among the `tokens` most frequent ids; the tree has `nodes` nodes."""
 
     heads: int = 4
-    tokens: int = 8192
+    tokens: int = 4096
     nodes: int = 32
 
 
@@ -166,16 +166,7 @@ def train_medusa(
         )
     blocks = Blocks(options.heads, width)
     data = digest(learned)
-    loss = medusa_loss(blocks, on)
-    progress = train(blocks, learned, loss, plan, data=data, folder=scratch)
-    heads = MedusaHeads(blocks.weight, blocks.bias, on.tokens, on.digest, model, ((0,),))
-    # Scores are those of the file: its numbers are bfloat16.
-    heads = heads.to(torch.bfloat16, torch.device("cpu")).to(torch.float32, torch.device("cpu"))
-    calibrated = ranks(heads, on.output, parts["calibration"])
-    choices = grow(calibrated.accuracy(), options.nodes)
-    heads = MedusaHeads(heads.blocks, heads.biases, on.tokens, on.digest, model, choices)
-    heads.save(out)
-    held = ranks(heads, on.output, parts["held out"])
+    progress = train(blocks, learned, medusa_loss(blocks, on), plan, data=data, folder=scratch)
     card = Card(
         recipe=CALLED,
         base=model,
@@ -187,20 +178,42 @@ def train_medusa(
         data=data,
         losses=[round(one, 4) for one in progress.losses],
         tokens=progress.terms,
-        files={WEIGHTS: sha256(out / WEIGHTS)},
-        scores=_scores(held, calibrated, parts, options),
+        files={},
     )
-    card.write(out)
+    card = finish(blocks, on, parts, card, out, options.nodes)
     shutil.rmtree(scratch)
     return card
 
 
+def finish(
+    blocks: Blocks,
+    on: Target,
+    parts: Mapping[str, Sequence[Answer]],
+    card: Card,
+    out: Path,
+    nodes: int,
+) -> Card:
+    """Write heads with the tree that suits them, and their card with the scores they reach."""
+    heads = MedusaHeads(blocks.weight, blocks.bias, on.tokens, on.digest, on.name, ((0,),))
+    # Scores are those of the file: its numbers are bfloat16.
+    cpu = torch.device("cpu")
+    heads = heads.to(torch.bfloat16, cpu).to(torch.float32, cpu)
+    with torch.no_grad():
+        calibrated = ranks(heads, on.output, parts["calibration"])
+        held = ranks(heads, on.output, parts["held out"])
+    heads = replace(heads, choices=grow(calibrated.accuracy(), nodes))
+    heads.save(out)
+    scores = _scores(held, heads, parts)
+    card = replace(card, files={WEIGHTS: sha256(out / WEIGHTS)}, scores=scores)
+    card.write(out)
+    return card
+
+
 def _scores(
-    held: Ranks, calibrated: Ranks, parts: dict[str, list[Answer]], options: MedusaOptions
+    held: Ranks, heads: MedusaHeads, parts: Mapping[str, Sequence[Answer]]
 ) -> dict[str, Any]:
     """Shares of right guesses on prompts that were not learned, heads beside baselines."""
-    choices = grow(calibrated.accuracy(), options.nodes)
-    unigram, bigram = baselines(parts["train"], parts["held out"], options.heads)
+    unigram, bigram = baselines(parts["train"], parts["held out"], heads.count)
     return {
         "held_out_prompts": len(parts["held out"]),
         "held_out_tokens": held.counts,
@@ -210,9 +223,9 @@ def _scores(
             "unigram": unigram.within(),
         },
         "expected_accepted": {
-            str(size): round(expected(held.accuracy(), choices[:size]), 4)
+            str(size): round(expected(held.accuracy(), heads.choices[:size]), 4)
             for size in (4, 8, 12, 16, 32)
-            if size <= options.nodes
+            if size <= len(heads.choices)
         },
     }
 
@@ -227,9 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", type=Path, help="folder of .md and .txt passages")
     parser.add_argument("--prompts", type=int, help="only the first so many")
     parser.add_argument("--answer-tokens", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=8, help="answers per step")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=2, help="answers per step")
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", type=int, default=MedusaOptions().heads)
     parser.add_argument("--tokens", type=int, default=MedusaOptions().tokens)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 import string
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from inference.errors import InferenceInputError
 
-SEEDS = Path(__file__).with_name("seeds.yaml")
+SEEDS = Path(__file__).with_name("seeds.toml")
 TRIES = 40
 """Draws of one prompt before its kind counts as used up."""
 
@@ -53,7 +52,7 @@ def seeds(passages: Sequence[Passage] = (), seed: int = 0, file: Path = SEEDS) -
     """Distinct prompts of all kinds, shuffled; kinds that need passages only where there are."""
     draw = random.Random(seed)
     found: dict[str, Seed] = {}
-    for kind, recipe in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+    for kind, recipe in tomllib.loads(file.read_text(encoding="utf-8")).items():
         if "{passage}" in "".join(recipe["templates"]) and not passages:
             continue
         wanted = len(found) + recipe["count"]

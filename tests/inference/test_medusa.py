@@ -220,6 +220,8 @@ def test_options_are_read_and_spelt() -> None:
     assert parse(spell(Medusa())) == Medusa()
     assert drafter.rule == Typical(epsilon=0.2, delta=0.3)
     assert not drafter.rule.lossless
+    assert drafter.opens == ()
+    assert Medusa(heads="some/folder").opens == ("heads",)
     assert Medusa(accept="typical").rule == Typical(0.09, 0.3)
     assert Medusa().rule == Match()
 
