@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,21 @@ if TYPE_CHECKING:
     from inference.native.model import Model
     from inference.requests import SamplingParams
 
+IDLE = 4
+"""Drafters that stay open while no request uses them."""
+
 
 class Proposers:
-    """The drafters at work for one engine, each opened by the first request that asks for it."""
+    """The drafters at work for one engine, each opened by the first request that asks for it.
+
+    Of those that no request uses, the `IDLE` latest stay open: whoever varies options must not fill
+    the memory with what they opened.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._open: dict[Drafter, Proposer] = {}
+        self._open: OrderedDict[Drafter, Proposer] = OrderedDict()
+        self._users: Counter[Drafter] = Counter()
         self._lock = threading.Lock()
 
     def begin(self, drafter: Drafter, start: Start, prompt: int) -> Speculation:
@@ -37,7 +46,25 @@ class Proposers:
             proposer = self._open.get(drafter)
             if proposer is None:
                 proposer = self._open[drafter] = drafter.open(self._model)
-        return Speculation(drafter, proposer, start, prompt)
+            self._users[drafter] += 1
+        try:
+            return Speculation(drafter, proposer, start, prompt, lambda: self._leave(drafter))
+        except BaseException:
+            self._leave(drafter)
+            raise
+
+    def _leave(self, drafter: Drafter) -> None:
+        """One request fewer; what is idle longest makes room."""
+        with self._lock:
+            self._users[drafter] -= 1
+            if self._users[drafter]:
+                return
+            del self._users[drafter]
+            if drafter in self._open:
+                self._open.move_to_end(drafter)
+            idle = [one for one in self._open if not self._users[one]]
+            for one in idle[: max(0, len(idle) - IDLE)]:
+                self._open.pop(one).close()
 
     def close(self) -> None:
         """Free what drafters hold."""
@@ -53,7 +80,14 @@ class Speculation:
     drawn from; `raw` and `processed` are logits by node while a draft is verified.
     """
 
-    def __init__(self, drafter: Drafter, proposer: Proposer, start: Start, prompt: int) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        proposer: Proposer,
+        start: Start,
+        prompt: int,
+        leave: Callable[[], object],
+    ) -> None:
         self.drafter = drafter
         self.proposer = proposer
         self.rule: Rule = drafter.rule
@@ -70,6 +104,7 @@ class Speculation:
         self._told = prompt
         self._kept: tuple[int, ...] = ()
         self._proposal: Proposal | None = None
+        self._leave = leave
         self._ended = False
 
     def turn(self, row: Row, room: int, depth: int) -> Turn | None:
@@ -143,7 +178,10 @@ class Speculation:
         """The request left."""
         if not self._ended:
             self._ended = True
-            self.proposer.end(self._state)
+            try:
+                self.proposer.end(self._state)
+            finally:
+                self._leave()
 
     def _target(
         self,

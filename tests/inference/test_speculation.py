@@ -273,6 +273,19 @@ def test_prompt_lookup_copies(engine: NativeEngine) -> None:
     assert told[0].notes["drafter"]["lossless"] is True
 
 
+def test_options_that_vary_leave_little_open(engine: NativeEngine) -> None:
+    request = requests_for(1, 1)[0]
+    found = engine._admission().proposers
+    closed: list[int] = []
+    for size in range(1, 9):
+        drafter = Guess(size=size)
+        engine.generate([replace(request, drafter=drafter)])
+        found._open[drafter].close = lambda size=size: closed.append(size)  # type: ignore[method-assign, misc]
+    assert [one.size for one in found._open] == [5, 6, 7, 8]  # type: ignore[attr-defined]
+    assert closed == [1, 2, 3, 4]
+    assert not found._users
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
