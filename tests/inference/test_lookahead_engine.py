@@ -181,14 +181,14 @@ def test_what_a_request_read_is_drafted_for_nobody_else(tiny: Tiny, same: bool) 
             drafter=drafter,
             sampling=SamplingParams(max_tokens=60),
         )
-        PROPOSED.clear()
         output = engine.generate([request])[0]
         return tuple(encode(engine._model(), request)), output.token_ids
 
     secret = "The quick river jumps over the lazy keys, the lazy fox jumps north. "
     read, emitted = run(secret + PROMPTS[0], "a", (secret, PROMPTS[1]))
+    PROPOSED.clear()
     tenant = "a" if same else "b"
-    run(PROMPTS[0], tenant)  # so that the next finds its own answer
+    run(PROMPTS[0], tenant)  # the next finds its own answer, this one nothing of the kind
     prompt, output = run(PROMPTS[0], tenant)
     own = [prompt[1:], output]
     known = [*own, emitted] if same else own
