@@ -29,7 +29,8 @@ class Line:
     """One request's row: the first `trunk` ids are its own, the nodes of a draft follow.
 
     `parents` and `depths` are those of the nodes; -1 is the trunk's last token. `lost` says why
-    there is no draft for the request any more: 'memory', 'context' or 'vocabulary'.
+    there is no draft for the request any more: it lacks 'memory', 'context', 'vocabulary' or
+    'sound numbers'.
     """
 
     row: Row
@@ -108,8 +109,9 @@ class Second:
     """A model that drafts, with its own runner and blocks; used by one thread at a time.
 
     `kv_bytes` bounds its key/value entries; prompts of the same `tenant` that begin alike share
-    them. A request for which there is no memory, context or word gets no draft any more (`lost`),
-    and never fails for it. Logits are cut to the tokens that `target` knows.
+    them. A request for which there is no memory, context or word, or whose logits are not finite,
+    gets no draft any more (`lost`), and never fails for it. Logits are cut to the tokens that
+    `target` knows.
     """
 
     def __init__(
@@ -210,7 +212,11 @@ class Second:
             line.read += row.scheduled
             row.scheduled, row.grown = 0, None
             if result.logits is not None:
-                found[id(line)] = result.logits[-1, : self.words]
+                logits = result.logits[-1, : self.words]
+                if bool(logits.isfinite().all()):
+                    found[id(line)] = logits
+                else:
+                    self._lose(line, "sound numbers")
         return found
 
     def _grow(self, line: Line, tokens: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -18,7 +19,7 @@ from inference.requests import SamplingParams
 from inference.speculative.llmcad import LLMCad
 from tests.inference.test_batching import opened, requests_for, tokens
 from tests.inference.test_engine_adapters import save
-from tests.inference.tiny import checkpoint
+from tests.inference.tiny import POISON, checkpoint
 
 Folders = Callable[[int], Path]
 KINDS: list[dict[str, Any]] = [
@@ -139,6 +140,21 @@ def test_without_memory_the_answer_is_plain_and_says_so(folders: Folders) -> Non
     notes = found.notes["drafter"]
     assert isinstance(notes, dict)
     assert notes["fallback"] == "plain decoding: the small model lacks memory"
+
+
+def test_a_broken_small_model_breaks_no_answer(folders: Folders, tmp_path: Path) -> None:
+    broken = checkpoint(tmp_path, seed=1, context=160, poison=math.nan)
+    small = LLMCad(model=str(broken), adaptive=False)
+    params = SamplingParams(max_tokens=6)
+    with opened(folders(0)) as engine:
+        requests = [Request(token_ids=[5, at], sampling=params) for at in (POISON, 6)]
+        wanted = engine.generate(requests)
+        found = engine.generate([replace(one, drafter=small) for one in requests])
+    assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
+    notes = found[0].notes["drafter"]
+    assert isinstance(notes, dict)
+    assert notes["fallback"] == "plain decoding: the small model lacks sound numbers"
+    assert [one.stats.drafted > 0 for one in found] == [False, True]  # its neighbour is drafted for
 
 
 def test_trees_save_target_passes_where_the_small_model_is_right(folders: Folders) -> None:
