@@ -67,6 +67,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "naive_rag": ("naive_rag", {"max_tokens": 12, "k": 2}),
     "auto_rag": ("auto_rag", {**AUTO, "max_rounds": 1}),
     "auto_rag.all_read": ("auto_rag", {**AUTO, "passages_per_round": 3, "max_rounds": 2}),
+    "rapid": ("rapid", {"max_tokens": 12, "draft_tokens": 40, "threshold": 0.0}),
     "woven": ("woven.yaml", {}),
 }
 
@@ -92,7 +93,7 @@ def reports(stage: Path) -> Reports:
         name: {
             "workflow": str(stage / workflow) if workflow.endswith(".yaml") else workflow,
             "inputs": {"question": "Where?", **inputs},
-            "docs": str(stage / "docs") if "rag" in workflow else "",
+            "docs": str(stage / "docs") if "rag" in workflow or workflow == "rapid" else "",
             "seed": 3,
         }
         for name, (workflow, inputs) in CASES.items()
