@@ -14,6 +14,7 @@ from langgraph.types import interrupt
 
 from inference import Capability, Engine, Message, Output, Request, SamplingParams, Usage
 from inference.kv import Full
+from inference.speculative import spell
 from retrieval import Hit
 from workflows.events import ModelCalled, Retrieved, TextDelta, TokensProduced
 
@@ -283,9 +284,20 @@ def fingerprint(model: str, request: Request) -> str:
         asdict(replace(request.sampling, max_tokens=1)),
         None if request.grammar is None else repr(request.grammar),
         list(request.adapters),
+        *_drafted(request),
     ]
     text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _drafted(request: Request) -> list[object]:
+    """What is drafted, where the tokens depend on it."""
+    drafter = request.drafter
+    if drafter is None or drafter.rule.name == "match":
+        return []
+    given = request.draft_prompt
+    read = given if given is None or isinstance(given, str) else [asdict(one) for one in given]
+    return [spell(drafter), read, list(request.references)]
 
 
 async def _generate(engine: Engine, request: Request) -> Output:

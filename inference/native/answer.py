@@ -139,6 +139,7 @@ class Answer:
         speculation, draft, request = self.job.speculation, row.draft, self.job.request
         assert speculation is not None and draft is not None
         path: list[int] = []
+        before = len(row.ids)
         try:
             verdict = speculation.verify(row, logits, request.sampling, self.job.matcher)
             for node in verdict.path:
@@ -152,6 +153,7 @@ class Answer:
                 self._next = verdict.token
         except Exception as error:
             self._error, self._end = error, FinishReason.FAILED
+            path = path[: len(row.ids) - before]
         speculation.settled(len(draft.ids), path)
         return path
 

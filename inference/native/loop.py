@@ -207,7 +207,7 @@ class Core:
     def _draft(self, results: Sequence[Result], seconds: float) -> None:
         """Let those go on drafting who do, once it is known what the step cost and gave."""
         drafted: list[tuple[Speculation, int]] = []
-        asking: list[tuple[Task, Speculation, Row, int]] = []
+        asking: list[tuple[Speculation, Row, int]] = []
         for result in results:
             task = self._tasks.get(result.row)
             speculation = task.job.speculation if task is not None else None
@@ -217,16 +217,12 @@ class Core:
                 drafted.append((speculation, speculation.gave))
             if result.logits is not None:
                 assert isinstance(task, Drafts)
-                asking.append((task, speculation, result.row, task.left))
+                asking.append((speculation, result.row, task.left))
         rows = [result.view.rows for result in results]
         if all(result.view.rows == 1 or result.view.tree is not None for result in results):
             self.drafting.stepped(rows, drafted, seconds)
-        try:
-            self.drafting.propose([one[1:] for one in asking], len(self.scheduler.running))
-        except Exception as error:
-            # Whose draft it was cannot be told, and a proposer that broke may hold anything.
-            for task, *_ in asking:
-                self._leave(task, error)
+        for row, error in self.drafting.propose(asking, len(self.scheduler.running)):
+            self._leave(self._tasks[row], error)
 
     def _deliver(self, task: Task, result: Result) -> FinishReason | None:
         """Give a task its logits, those below a draft's accepted path if there is a draft."""

@@ -16,7 +16,7 @@ from inference.native.sequence import Sequence as Row
 from inference.speculative.base import MOST, Drafter, Proposal, Proposer, Start, Turn
 from inference.speculative.spec import name_of
 from inference.speculative.switch import Costs, Switch
-from inference.speculative.verify import Case, Rule, Verdict
+from inference.speculative.verify import Case, Match, Rule, Verdict
 
 if TYPE_CHECKING:
     from inference.grammar.matcher import Matcher
@@ -98,6 +98,9 @@ class Speculation:
         self.switch = Switch()
         self.raw: dict[int, torch.Tensor] = {}
         self.processed: dict[int, torch.Tensor] = {}
+        # Where tokens depend on what was drafted, time must not decide what is.
+        same = self.rule.name == Match.name or start.sampling.temperature == 0.0
+        self._may_pause = drafter.adaptive and self.rule.lossless and same
         self._seed = start.seed
         self._sampling = start.sampling
         self._state = proposer.begin(start)
@@ -112,7 +115,7 @@ class Speculation:
 
         At most `room` tokens, none deeper than `depth`.
         """
-        if min(room, depth) < 1 or (self.drafter.adaptive and not self.switch.on()):
+        if min(room, depth) < 1 or (self._may_pause and not self.switch.on()):
             return None
         fresh = len(row.ids) - self._told
         kept, self._kept, self._told = self._kept, (), len(row.ids)
@@ -230,11 +233,18 @@ class Drafting:
         for speculation, tokens in drafted:
             speculation.switch.drafted(tokens, seconds + self._drafting, plain)
 
-    def propose(self, asking: Sequence[tuple[Speculation, Row, int]], running: int) -> None:
-        """Drafts for rows that may still produce so many tokens, beside all that run."""
+    def propose(
+        self, asking: Sequence[tuple[Speculation, Row, int]], running: int
+    ) -> list[tuple[Row, Exception]]:
+        """Drafts for rows that may still produce so many tokens, beside all that run.
+
+        Gives the rows whose proposer broke: whose draft it was cannot be told, and it may hold
+        anything.
+        """
         self._drafting = 0.0
+        broken: list[tuple[Row, Exception]] = []
         if not asking:
-            return
+            return broken
         room = min(MOST, max(0, self._budget - running) // len(asking))
         turns: dict[int, list[tuple[Speculation, Row, Turn]]] = {}
         for speculation, row, left in asking:
@@ -243,10 +253,13 @@ class Drafting:
                 turns.setdefault(id(speculation.proposer), []).append((speculation, row, turn))
         for several in turns.values():
             began = time.perf_counter()
-            proposer = several[0][0].proposer
-            found = proposer.propose([turn for _, _, turn in several])
-            seconds = time.perf_counter() - began
-            self._drafting += seconds
-            for (speculation, row, turn), proposal in zip(several, found, strict=True):
-                speculation.seconds += seconds / len(several)
-                speculation.propose(row, proposal, turn)
+            try:
+                found = several[0][0].proposer.propose([turn for _, _, turn in several])
+                seconds = time.perf_counter() - began
+                self._drafting += seconds
+                for (speculation, row, turn), proposal in zip(several, found, strict=True):
+                    speculation.seconds += seconds / len(several)
+                    speculation.propose(row, proposal, turn)
+            except Exception as error:
+                broken += [(row, error) for _, row, _ in several]
+        return broken

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -271,6 +273,47 @@ def test_prompt_lookup_copies(engine: NativeEngine) -> None:
     assert sum(one.stats.accepted for one in told) > sum(one.stats.accepted for one in found)
     assert told[0].notes["drafter"]["name"] == "prompt_lookup"
     assert told[0].notes["drafter"]["lossless"] is True
+
+
+class Broken(Drafter):
+    """Breaks at its first turn."""
+
+    def open(self, model: Model) -> Proposer:
+        """As said."""
+        return Breaks()
+
+
+class Breaks(Proposer):
+    """See above."""
+
+    def begin(self, start: Start) -> Any:
+        """Nothing."""
+
+    def propose(self, turns: Sequence[Turn]) -> Sequence[Proposal | None]:
+        """Breaks."""
+        raise RuntimeError("broken")
+
+
+def test_a_proposer_that_breaks_harms_only_those_who_asked_for_it(engine: NativeEngine) -> None:
+    fine = requests_for(2, 1, max_tokens=40)[0]
+    (expected,) = engine.generate([fine])
+    found: list[Output | Exception] = []
+    beside = threading.Event()
+
+    def sink(seen: object) -> None:  # the other request comes while this one is decoded
+        beside.set()
+        time.sleep(0.005)
+
+    slow = replace(fine, drafter=parse("prompt_lookup"), taps=Taps(sink, logits=True))
+    thread = threading.Thread(target=lambda: found.extend(engine.generate([slow])))
+    thread.start()
+    assert beside.wait(30)
+    bad = replace(fine, id="bad", drafter=Broken(adaptive=False))
+    with pytest.raises(RuntimeError, match="broken"):
+        engine.generate([bad])
+    assert not found, "it still ran"
+    thread.join()
+    assert isinstance(found[0], Output) and found[0].token_ids == expected.token_ids
 
 
 def test_options_that_vary_leave_little_open(engine: NativeEngine) -> None:
