@@ -7,7 +7,7 @@ is covered.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import hypothesis
 import pytest
@@ -23,8 +23,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from api.settings import Settings
 from tests.api.http.labour import Labour
-from tests.api.http.site import Site
+from tests.api.http.served import Served, served
+from tests.api.http.site import Site, running
 from tests.api.http.test_runs import submit
 
 SHORT, LONG = 200, 5000
@@ -37,6 +39,14 @@ CHECKS = [
     response_schema_conformance,
     response_headers_conformance,
 ]
+
+
+class Door(NamedTuple):
+    """What is known of a server: its document, a key with every scope, things that are there."""
+
+    schema: dict[str, Any]
+    key: str
+    parameters: list[dict[str, str]]
 
 
 def known(site: Site) -> Iterator[dict[str, str]]:
@@ -61,16 +71,37 @@ def cases(operation: Any, parameters: list[dict[str, str]]) -> st.SearchStrategy
     return st.one_of(kinds)
 
 
+@pytest.fixture(scope="module")
+def server(
+    settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Served, Door]]:
+    """A process of its own: Hypothesis takes what threads of this one draw at random for flakes."""
+    with running(settings) as site:
+        door = Door(site.app.openapi(), site.alpha, list(known(site)))
+    variables = {
+        "REDIS_URL": str(settings.redis_url),
+        "NAMESPACE": settings.namespace,
+        "MODEL": str(settings.model),
+        "RATE_PER_MINUTE": str(settings.rate_per_minute),
+    }
+    home = tmp_path_factory.mktemp("served")
+    environment = {f"RAGWRIGHT_{name}": value for name, value in variables.items()}
+    with served(home, "--workers", "0", **environment) as found:
+        yield found, door
+
+
 @pytest.mark.parametrize(
     "examples", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "soak"]
 )
-def test_no_input_makes_a_5xx(site: Site, subtests: pytest.Subtests, examples: int) -> None:
-    schema = schemathesis.openapi.from_dict(site.app.openapi())
-    parameters = list(known(site))
+def test_no_input_makes_a_5xx(
+    server: tuple[Served, Door], subtests: pytest.Subtests, examples: int
+) -> None:
+    process, door = server
+    schema = schemathesis.openapi.from_dict(door.schema)
     seen = 0
     with requests.Session() as session:
         session.trust_env = False
-        session.headers["Authorization"] = f"Bearer {site.alpha}"
+        session.headers["Authorization"] = f"Bearer {door.key}"
         for result in schema.get_all_operations():
             operation = result.ok()
 
@@ -81,13 +112,14 @@ def test_no_input_makes_a_5xx(site: Site, subtests: pytest.Subtests, examples: i
                 derandomize=examples == SHORT,
                 suppress_health_check=list(hypothesis.HealthCheck),
             )
-            @hypothesis.given(case=cases(operation, parameters))
+            @hypothesis.given(case=cases(operation, door.parameters))
             def answers(case: Case) -> None:
-                response = case.call(base_url=site.url, session=session, timeout=30)
+                response = case.call(base_url=process.url, session=session, timeout=30)
                 case.validate_response(response, checks=CHECKS)
 
             with subtests.test(operation.label):
                 answers()
                 seen += 1
-    assert seen > 10
-    assert site.service.in_flight == 0
+        assert seen > 10
+        metrics = session.get(f"{process.url}/metrics", timeout=30).text
+    assert "ragwright_http_in_flight 1.0" in metrics.splitlines(), process.log()[-2000:]
