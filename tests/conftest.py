@@ -6,8 +6,11 @@ pytest-socket replaces `socket.connect` while a test runs. This audit hook also 
 
 from __future__ import annotations
 
+import faulthandler
 import ipaddress
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,9 @@ import pytest
 if TYPE_CHECKING:
     from inference import Engine
     from inference.native.engine import NativeEngine
+
+STUCK = 120
+"""Seconds that the process may take to end after its last test."""
 
 LOOKUPS = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 SENDS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
@@ -86,3 +92,16 @@ def vllm_engine() -> Iterator[Engine]:
     while left := processes(group) if group else []:
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """If the process then does not end, say where its threads stand and leave with the verdict."""
+
+    def leave() -> None:
+        time.sleep(STUCK)
+        print(f"\nthe tests ended {STUCK} s ago, their process did not:", file=sys.__stderr__)
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        os._exit(exitstatus)
+
+    threading.Thread(target=leave, name="stuck", daemon=True).start()
