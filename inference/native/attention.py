@@ -13,6 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from inference.native.step import Pad, Step, View, last
 
+FEW = 16
+"""Rows up to which the heads of a group are read together; with more, apart is faster."""
+
 
 @dataclass(slots=True)
 class Heads:
@@ -108,14 +111,27 @@ def _chunk(
     """Several rows of one sequence, or one of a tree: [rows, kv_heads, groups, head_dim]."""
     keys, values = step.store.read(layer, view.runs)
     plain = view.past == 0 and view.tree is None and (window is None or window >= len(keys))
-    # [kv_heads, groups, rows, head_dim] against entries expanded over the groups, not copied.
-    groups = grouped.shape[2]
-    found = scaled_dot_product_attention(
-        grouped[view.start : view.end].permute(1, 2, 0, 3),
-        keys.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
-        values.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
-        attn_mask=None if plain else step.mask(view, window),
-        is_causal=plain,
-        scale=scale,
-    )
+    query = grouped[view.start : view.end].permute(1, 2, 0, 3)
+    groups, rows = query.shape[1:3]
+    mask = None if plain else step.mask(view, window)
+    if mask is not None and rows <= FEW:
+        # The query heads of one key/value head stand in for query positions: entries, which cost
+        # more than few rows do, are read once for all of them.
+        found = scaled_dot_product_attention(
+            query.flatten(1, 2)[None],
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            attn_mask=mask.repeat(groups, 1),
+            scale=scale,
+        )[0].unflatten(1, (groups, rows))
+    else:
+        # [kv_heads, groups, rows, head_dim] against entries expanded over the groups, not copied.
+        found = scaled_dot_product_attention(
+            query,
+            keys.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
+            values.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
+            attn_mask=mask,
+            is_causal=plain,
+            scale=scale,
+        )
     return found.permute(2, 0, 1, 3)
