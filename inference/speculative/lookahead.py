@@ -19,8 +19,8 @@ from inference.speculative.trie import Forest, Stream, Texts
 if TYPE_CHECKING:
     from inference.native.model import Model
 
-CPU_IDS, GPU_IDS = 16, 64
-"""Tokens per pass where `decoding_length` is left out."""
+CPU_IDS, GPU_IDS = 8, 64
+"""Tokens per pass where `decoding_length` is left out; a CPU pays for more rows than these."""
 
 
 class Lookahead(Drafter):
@@ -38,8 +38,9 @@ class Lookahead(Drafter):
     count, and a node whose counts are all 0 does not exist. References are a slot of our own.
     Output quotas take only nodes that were emitted. Pruning goes on until a tree fits, closes the
     windows that are open, and `max_nodes` bounds a whole forest, where the code bounds each tree.
-    `one` weighs as `hier` does; the code has input and output swapped there. What a request emitted
-    in its last step does not reach a shared trie.
+    Queries are up to 4 tokens long, 2 in the code: the fewer tokens a tree has, the more the
+    likeliest matter. `one` weighs as `hier` does; the code has input and output swapped there. What
+    a request emitted in its last step does not reach a shared trie.
     """
 
     source: ClassVar[str] = "Zhao et al. 2023, arXiv 2312.12728"
@@ -51,7 +52,7 @@ class Lookahead(Drafter):
         description=f"tokens per pass, the last one included; {CPU_IDS}, on a GPU {GPU_IDS}",
     )
     branch_length: int = Field(12, ge=1, le=MOST, description="longest branch of a draft")
-    max_query_length: int = Field(2, ge=1, le=16, description="longest suffix that is looked up")
+    max_query_length: int = Field(4, ge=1, le=16, description="longest suffix that is looked up")
     mode: Literal["hier", "par", "one"] = Field(
         "hier", description="a tree, its branches side by side, or the likeliest chain alone"
     )
