@@ -76,8 +76,9 @@ class Proposers:
 class Speculation:
     """Drafts of one request; `drafted` and `accepted` count tokens, `seconds` its drafting.
 
-    `gave` is what its last step with a draft produced, `hidden` the state that the last token was
-    drawn from; `raw` and `processed` are logits by node while a draft is verified.
+    `cut` counts drafts that the rest of a step's tokens bounded, `least` is the tightest bound. `gave`
+    is what its last step with a draft produced, `hidden` the state that the last token was drawn
+    from; `raw` and `processed` are logits by node while a draft is verified.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Speculation:
         self.rule: Rule = drafter.rule
         self.drafted = self.accepted = self.rounds = 0
         self.gave = 0
+        self.cut, self.least = 0, MOST
         self.seconds = 0.0
         self.hidden: torch.Tensor | None = None
         self.switch = Switch()
@@ -115,7 +117,10 @@ class Speculation:
 
         At most `room` tokens, none deeper than `depth`.
         """
-        if min(room, depth) < 1 or (self._may_pause and not self.switch.on()):
+        if depth < 1 or (self._may_pause and not self.switch.on()):
+            return None
+        if room < 1:
+            self._bounded(room)
             return None
         fresh = len(row.ids) - self._told
         kept, self._kept, self._told = self._kept, (), len(row.ids)
@@ -127,10 +132,17 @@ class Speculation:
         self._proposal = proposal
         if proposal is None or not proposal.draft.ids:
             return
+        if turn.room < MOST and len(proposal.draft.ids) >= turn.room:
+            self._bounded(turn.room)
         draft = proposal.draft.first(turn.room)
         deep = [at for at, far in enumerate(draft.depths()) if far > turn.depth]
         # Parents come before children, so that the tokens before the first deep one are a tree.
         row.draft = draft.first(deep[0]) if deep else draft
+
+    def _bounded(self, room: int) -> None:
+        """A step had room for no more of a draft."""
+        self.cut += 1
+        self.least = min(self.least, room)
 
     def verify(
         self,
@@ -175,6 +187,8 @@ class Speculation:
         }
         if self.switch.suspended:
             found["suspended"] = self.switch.suspended
+        if self.cut:
+            found["cut"] = {"drafts": self.cut, "to": self.least}
         return {**found, **self.proposer.notes(self._state)}
 
     def end(self) -> None:

@@ -21,7 +21,6 @@ from inference.native.engine import NativeEngine
 from inference.native.model import Model
 from inference.requests import Output, SamplingParams
 from inference.speculative import Drafter, Proposal, Proposer, Start, Turn, build, parse, spell
-from inference.speculative.switch import Costs, Switch
 from inference.taps import Choice, Taps
 from tests.inference.drafting import random_draft
 from tests.inference.test_batching import opened, requests_for, tokens
@@ -185,6 +184,24 @@ def test_with_sampling_penalties_and_stop_strings(
 def test_with_little_room(folder: Path, options: dict[str, Any]) -> None:
     with opened(folder, **options) as engine:
         drafted(engine, requests_for(4, 24), Guess(size=8), 16)
+
+
+@pytest.mark.parametrize(("budget", "to"), [(5, 4), (1, 0)])
+def test_a_tree_above_the_step_budget_is_cut_and_the_result_says_so(
+    folder: Path, budget: int, to: int
+) -> None:
+    plain = replace(requests_for(4, 1)[0], sampling=SamplingParams(max_tokens=30))
+    with opened(folder) as engine:
+        (expected,) = engine.generate([plain])
+        (roomy,) = engine.generate([replace(plain, drafter=Guess(size=8))])
+        assert "cut" not in roomy.notes["drafter"]
+    with opened(folder, step_tokens=budget) as engine, known(engine, [plain], [expected]):
+        (found,) = engine.generate([replace(plain, drafter=Guess(size=8))])
+    assert found.token_ids == expected.token_ids
+    cut = found.notes["drafter"]["cut"]
+    assert cut["to"] == to
+    assert 0 < cut["drafts"] < 30
+    assert (found.stats.drafted > 0) is (to > 0)
 
 
 def test_beside_rows_that_do_not_speculate_and_with_a_cache_of_its_own(
@@ -353,45 +370,3 @@ def test_guidance_and_drafts_do_not_go_together(engine: NativeEngine) -> None:
     request = Request(prompt="the", guidance=guidance, drafter=parse("prompt_lookup"))
     with pytest.raises(InferenceInputError, match="guidance with a drafter"):
         engine.generate([request])
-
-
-def test_steps_are_told_apart_by_their_rows() -> None:
-    costs = Costs()
-    assert costs.seconds(1) is None
-    for rows in (1, 1, 9, 17, 1):
-        costs.add(rows, 0.02 + 0.001 * rows)
-    assert costs.seconds(1) == pytest.approx(0.021)
-    assert costs.seconds(16) == pytest.approx(0.036)
-
-
-@pytest.mark.parametrize("dear", [1.05, 1.3, 3.0])
-@pytest.mark.parametrize("length", [20, 60, 400])
-def test_the_switch_bounds_what_is_lost(dear: float, length: int) -> None:
-    switch = Switch()
-    spent = 0.0
-    for _ in range(length):
-        if switch.on():
-            switch.drafted(1, dear, 1.0)
-            spent += dear
-        else:
-            spent += 1.0
-    assert spent <= length / 0.9 + dear - 1
-    assert spent > length, "it tries"
-
-
-def test_the_switch_is_on_where_drafts_pay_again() -> None:
-    switch = Switch()
-    drafts: list[bool] = []
-    for at in range(400):
-        drafts.append(switch.on())
-        if drafts[-1]:  # three times as dear, until the text turns into one that can be copied
-            switch.drafted(1 if at < 300 else 6, 3.0, 1.0)
-    assert not drafts[0] and sum(drafts[:300]) < 20
-    assert switch.suspended >= 3
-    assert all(drafts[-60:])
-    again = 0
-    for _ in range(100):
-        if switch.on():
-            switch.drafted(1, 3.0, 1.0)
-            again += 1
-    assert again < 40, "what was won is used up"
