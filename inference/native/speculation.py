@@ -76,9 +76,9 @@ class Proposers:
 class Speculation:
     """Drafts of one request; `drafted` and `accepted` count tokens, `seconds` its drafting.
 
-    `cut` counts drafts that the rest of a step's tokens bounded, `least` is the tightest bound. `gave`
-    is what its last step with a draft produced, `hidden` the state that the last token was drawn
-    from; `raw` and `processed` are logits by node while a draft is verified.
+    `cut` counts drafts that the rest of a step's tokens bounded, `least` is the tightest bound.
+    `gave` is what its last step with a draft produced, `hidden` the state that the last token was
+    drawn from; `raw` and `processed` are logits by node while a draft is verified.
     """
 
     def __init__(
