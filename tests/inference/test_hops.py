@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from inference import InferenceInputError
 from inference.training.hops import HOPS, SPLITS, Base, Split, build, chains, words, write_hops
+from tests.house.source import ROOT
 
 
 @pytest.fixture(scope="module", params=SPLITS)
@@ -173,3 +174,10 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     write_hops(tmp_path, seed=0, split="test", questions=1)
     with pytest.raises(InferenceInputError, match="not empty"):
         write_hops(tmp_path, seed=0, split="test", questions=1)
+
+
+def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "auto-rag-training.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "docs/auto-rag-training.md", "exec"), {})
