@@ -10,7 +10,7 @@ Deviations from the released code, each visible in the result:
 - A marker with nothing behind it counts as malformed: there is nothing to search or to answer.
 - When no unseen passage is left, the parametric phase begins.
 - `demonstrations` may show the format to a model that was not trained for it; the paper's trained
-  model uses none.
+  model uses none, and so does the default model with the shipped adapter.
 - An answer reached in the parametric phase is returned (the released code returns an empty text).
 """
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agents.prompts import fill, load_prompts
 from inference import Message
+
+CITED = re.compile(r"\s*\[(\d+)\]\s*$")
+
+
+def cited(text: str, passages: int) -> tuple[str, int | None]:
+    """An answer without the `[number]` behind it, and the number if a passage has it."""
+    found = CITED.search(text)
+    if found is None:
+        return text.strip(), None
+    number = int(found[1])
+    return text[: found.start()].strip(), number if 1 <= number <= passages else None
 
 
 def reading_prompt(question: str, passages: Sequence[Mapping[str, Any]]) -> list[Message]:

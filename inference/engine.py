@@ -87,6 +87,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Equippable(Protocol):
+    """An engine that may carry what was trained for its very model."""
+
+    def equip(self, name: str) -> bool:
+        """Attach the shipped adapter `name`; False where there is none for this model."""
+        ...
+
+
 class EngineConfig(BaseModel):
     """Options of one engine as they stand in a workflow file."""
 

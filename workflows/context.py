@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from langgraph.types import interrupt
 
 from inference import Capability, Engine, Message, Output, Request, SamplingParams, Usage
+from inference.engine import Equippable
 from inference.kv import Full
 from inference.speculative import spell
 from retrieval import Hit
@@ -66,11 +67,12 @@ class StepContext:
         stop: Sequence[str] = (),
         references: Sequence[str] = (),
         draft_prompt: Sequence[Message] | None = None,
+        trained: str | None = None,
     ) -> Output:
         """One generation, cut to what the run's budget leaves.
 
         A drafter of the node may copy from `references`, and reads `draft_prompt` in place of the
-        prompt if it is a model.
+        prompt if it is a model. `trained` is a shipped adapter that `equipped` has promised.
 
         What an earlier attempt at this step had produced is taken over. Under a grammar the
         node's own stop strings are left out, and the trace says so: the grammar ends the answer.
@@ -90,7 +92,7 @@ class StepContext:
             sampling=self._params(max_tokens, stop),
             seconds=self._seconds_left(),
             grammar=None if spec is None else spec.build(),
-            adapters=node.adapters,
+            adapters=node.adapters if trained is None else (trained,),
             kv=node.policy(),
             drafter=node.drafts(),
             references=tuple(references),
@@ -105,6 +107,17 @@ class StepContext:
                 self.note(**{key: output.notes[key]})
         output.raise_if_failed()
         return output
+
+    async def equipped(self, name: str) -> bool:
+        """Whether the shipped adapter `name` fits the node's engine, which then has it.
+
+        False too where the node names adapters of its own.
+        """
+        node = self.scope.spec.nodes[self.node]
+        engine = await self.scope.resources.engine(node.engine)
+        if node.adapters or not isinstance(engine, Equippable):
+            return False
+        return await asyncio.to_thread(engine.equip, name)
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens that each text takes in a prompt of the node's engine."""

@@ -37,6 +37,7 @@ class AutoRAG(Agent):
         recall_tokens: int = 200,
         closing_tokens: int = 100,
         repeat_guard: bool = True,
+        trained: bool = True,
         demonstrations: int = 2,
     ) -> None:
         """Inputs of Auto-RAG.
@@ -49,7 +50,8 @@ class AutoRAG(Agent):
         - `recall_tokens`: most tokens of a passage from memory.
         - `closing_tokens`: most tokens of the closing answer.
         - `repeat_guard`: a repeated query forces the phase of memory.
-        - `demonstrations`: example dialogues, 0 to 2, for a model not trained for the format.
+        - `trained`: take turns with the shipped adapter where it was trained on the model.
+        - `demonstrations`: example dialogues, 0 to 2, shown only where no adapter is used.
         """
 
     run, stream, arun, astream = verbs(inputs)
@@ -59,7 +61,8 @@ class NaiveRAG(Agent):
     """Retrieve once, read, answer: the baseline that agentic methods are compared with.
 
     Source: retrieve-then-read in the manner of Lewis et al., "Retrieval-Augmented Generation for
-    Knowledge-Intensive NLP Tasks", arXiv 2005.11401, with nothing trained.
+    Knowledge-Intensive NLP Tasks", arXiv 2005.11401; at most a small adapter of the reader is
+    trained, and the retriever is not.
 
     Needs documents (`docs` or `retriever`) and an engine that can chat. Outputs: `answer`,
     `citations` (the passages read).
@@ -71,12 +74,13 @@ class NaiveRAG(Agent):
 
     @staticmethod
     @given
-    def inputs(question: str, *, k: int = 3, max_tokens: int = 64) -> None:
+    def inputs(question: str, *, k: int = 3, max_tokens: int = 64, trained: bool = True) -> None:
         """Inputs of retrieve-then-read.
 
         - `question`: what to answer; it is the query too.
         - `k`: passages read, 1 to 50.
         - `max_tokens`: most tokens of the answer.
+        - `trained`: read with the shipped adapter where it was trained on the model.
         """
 
     run, stream, arun, astream = verbs(inputs)

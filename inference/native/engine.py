@@ -77,6 +77,8 @@ class NativeEngine:
         self._name = model.name
         self._context_length = model.context_length
         self._closing = threading.Lock()
+        self._equipping = threading.Lock()
+        self._equipped: dict[str, bool] = {}
 
     @classmethod
     def from_config(cls, config: NativeConfig) -> NativeEngine:
@@ -125,9 +127,25 @@ class NativeEngine:
         """Make a LoRA, in memory or in a PEFT folder, known to requests as `name`."""
         return self.adapters.attach(name, source)
 
+    def equip(self, name: str) -> bool:
+        """Attach the shipped adapter `name`; False where there is none for this model."""
+        from inference.adapters.shipped import shipped
+
+        model = self._model()
+        if model.lean is None:
+            return False
+        with self._equipping:
+            if name not in self._equipped:
+                folder = shipped(name, model.weights_digest)
+                if folder is not None:
+                    self.attach(name, folder)
+                self._equipped[name] = folder is not None
+            return self._equipped[name]
+
     def detach(self, name: str) -> None:
         """Forget an adapter; AdapterInUse while requests in flight use it."""
         self.adapters.detach(name)
+        self._equipped.pop(name, None)
         core = self._core()
         core.call(core.runner.forget_adapters)
 

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "workflow": ({"name": "closed_book", "inputs": {"question": "Why?"}}, {}),
     "interrupt": ({"ask": "Go on?", "choices": ["yes", "no"]}, {}),
     "reader.answer": ({"question": "Why?", "passages": [HIT]}, {}),
-    "auto_rag.open": ({"question": "Why?"}, {}),
+    "auto_rag.open": ({"question": "Why?", "trained": True}, {}),
     "auto_rag.turn": ({}, AUTO_RAG),
     "auto_rag.read": ({"hits": [HIT]}, AUTO_RAG),
     "auto_rag.recall": ({"question": "Why?"}, AUTO_RAG),
@@ -65,6 +65,10 @@ class _Context:
         self.called.add("generate")
         text = "Seen.\nRefined Query: because"
         return Output("r", text, (1, 2), FinishReason.STOP, Usage(), Stats())
+
+    async def equipped(self, name: str) -> bool:
+        self.called.add("equipped")
+        return False
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         self.called.add("count")
@@ -117,7 +121,7 @@ def test_what_a_node_writes_survives_a_checkpoint(kind: str) -> None:
 @pytest.mark.parametrize("kind", NODES)
 def test_a_node_declares_what_it_calls(kind: str) -> None:
     _, context = _run(kind)
-    assert NODES[kind].generates == bool({"generate", "count"} & context.called)
+    assert NODES[kind].generates == bool({"generate", "count", "equipped"} & context.called)
     assert NODES[kind].retrieves == ("search" in context.called)
     assert not NODES[kind].needs or NODES[kind].generates
 

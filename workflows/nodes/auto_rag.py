@@ -14,12 +14,19 @@ from agents.auto_rag import Action
 from inference import Capability, Message
 from workflows.nodes.base import Node, NodeContext, State
 
+ADAPTER = "auto-rag-default"
+"""The shipped adapter that turns are generated with, where it was trained on the engine's model."""
+
 
 class AutoRAGOpen(Node):
-    """Opens the dialogue with the question; `demonstrations` dialogues are shown before it."""
+    """Opens the dialogue with the question; `demonstrations` dialogues are shown before it.
+
+    With `trained`, none are shown to a model that the shipped adapter was trained on.
+    """
 
     question: str = Field(min_length=1)
     demonstrations: int = Field(default=0, ge=0)
+    trained: bool = False
 
     writes: ClassVar[dict[str, str]] = {
         "dialogue": "messages so far",
@@ -33,10 +40,14 @@ class AutoRAGOpen(Node):
         "malformed": "generations whose turn held no action",
         "generations": "turns generated",
     }
+    generates: ClassVar[bool] = True
 
     async def run(self, state: State, context: NodeContext) -> dict[str, Any]:
         """The empty dialogue."""
-        messages = auto_rag.opening(self.question, self.demonstrations)
+        equipped = self.trained and await context.equipped(ADAPTER)
+        demonstrations = 0 if equipped else self.demonstrations
+        context.note(adapter=ADAPTER if equipped else None, demonstrations=demonstrations)
+        messages = auto_rag.opening(self.question, demonstrations)
         return {
             "dialogue": [_plain(message) for message in messages],
             "query": self.question,
@@ -55,11 +66,13 @@ class AutoRAGTurn(Node):
     """Generates one assistant turn and reads its action: retrieve, answer or malformed.
 
     A malformed turn leaves the query and the document number as they are, so that the earlier
-    query brings further passages, and is counted.
+    query brings further passages, and is counted. With `trained`, the shipped adapter is used
+    where it was trained on the engine's model.
     """
 
     max_tokens: int = Field(default=200, ge=1)
     phase: str = Field(default="retrieval", pattern="^(retrieval|parametric)$")
+    trained: bool = False
 
     reads: ClassVar[tuple[str, ...]] = (
         "dialogue",
@@ -88,7 +101,8 @@ class AutoRAGTurn(Node):
     async def run(self, state: State, context: NodeContext) -> dict[str, Any]:
         """The dialogue with the turn, and what the turn asks for."""
         dialogue = [Message(**message) for message in state["dialogue"]]
-        output = await context.generate(dialogue, max_tokens=self.max_tokens)
+        trained = ADAPTER if self.trained and await context.equipped(ADAPTER) else None
+        output = await context.generate(dialogue, max_tokens=self.max_tokens, trained=trained)
         turn = auto_rag.parse_turn(output.text)
         generation = state["generations"] + 1
         update: dict[str, Any] = {
@@ -116,6 +130,7 @@ class AutoRAGTurn(Node):
             reasoning=turn.reasoning,
             finish_reason=output.finish_reason.value,
             **({"repeated_query": True} if update["repeated"] else {}),
+            **({"adapter": trained} if trained else {}),
         )
         return update
 

@@ -30,11 +30,19 @@ class NodeContext(Protocol):
         stop: Sequence[str] = (),
         references: Sequence[str] = (),
         draft_prompt: Sequence[Message] | None = None,
+        trained: str | None = None,
     ) -> Output:
         """One generation by the node's engine under the node's sampling and the run's budget.
 
         The node's drafter may copy from `references`, and reads `draft_prompt` in place of the
-        prompt if it is a model.
+        prompt if it is a model. `trained` is a shipped adapter that `equipped` has promised.
+        """
+        ...
+
+    async def equipped(self, name: str) -> bool:
+        """Whether the shipped adapter `name` fits the node's engine, which then has it.
+
+        False too where the node names adapters of its own.
         """
         ...
 

@@ -1,0 +1,242 @@
+"""Training Auto-RAG's adapter, and the reader's, on traces whose facts are all invented.
+
+    python -m inference.training.auto_rag auto_rag --prompts agents/prompts/auto_rag.yaml \
+        --documents data/corpus --never data/questions.jsonl --work SCRATCH --out ADAPTER
+
+Source: Auto-RAG (arXiv 2411.19443), section 3.3: next-token loss on the assistant's turns of whole
+dialogues. Deviations: LoRA on a small model instead of full fine-tuning of Llama-3-8B, fewer
+traces. Learning rate, batch size and epochs of the paper are not known; these are our own.
+
+A killed run goes on at its last checkpoint when it is started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from inference.adapters.folder import WEIGHTS
+from inference.errors import InferenceInputError
+from inference.models import resolve
+from inference.models.manifest import sha256
+from inference.native.fingerprint import fingerprint
+from inference.requests import Message
+from inference.training.base import Base as Model
+from inference.training.base import open_base
+from inference.training.card import Card
+from inference.training.examples import IGNORED, Example
+from inference.training.hops import build
+from inference.training.loop import Plan
+from inference.training.lora import LoraOptions, train_lora
+from inference.training.seeds import Passage, read_passages
+from inference.training.traces import Dialogue, of_base, of_prose, read, tell, texts
+
+RECIPES = {"auto_rag": tell, "reader": read}
+HOPS = (1, 1, 2, 2, 2, 3, 3)
+"""How often a trace has so many hops."""
+PROSE = 0.1
+"""Share of the traces that are told over prose."""
+BASES = 6
+"""Knowledge bases that traces are drawn from, all of split 'train'."""
+OVERLAP = 8
+"""Words in a row that a training question may not share with an evaluation question."""
+
+SENTENCE = re.compile(r"\S.*?[.!?](?=\s|$)", re.DOTALL)
+
+
+def dialogues(
+    recipe: str, prompts: Mapping[str, Any], count: int, seed: int, prose: Sequence[Passage] = ()
+) -> list[Dialogue]:
+    """`count` dialogues of a recipe; passages of `prose` are shown beside, and answer nothing."""
+    draw = random.Random(f"{recipe} {seed}")
+    bases = [build(seed * BASES + number, "train", 120) for number in range(BASES)]
+    asked = {
+        (number, hops): [one for one in base.questions if len(one.facts) == hops]
+        for number, base in enumerate(bases)
+        for hops in HOPS
+    }
+    stories = of_prose(texts()["story"], prose)
+    found = []
+    for _ in range(count):
+        if draw.random() < PROSE:
+            story = draw.choice(stories)
+        else:
+            number, hops = draw.randrange(BASES), draw.choice(HOPS)
+            story = of_base(bases[number], draw.choice(asked[number, hops]), draw)
+        found.append(RECIPES[recipe](story, prompts, draw))
+    return found
+
+
+def encode(messages: Sequence[Message], tokenizer: Any) -> Example:
+    """A dialogue in the model's chat template; only what the assistant writes carries loss."""
+    plain = [{"role": one.role, "content": one.content} for one in messages]
+    ids: list[int] = []
+    labels: list[int] = []
+    for place, one in enumerate(plain):
+        if one["role"] != "assistant":
+            continue
+        before = _rendered(tokenizer, plain[:place], True)
+        after = _rendered(tokenizer, plain[: place + 1], False)
+        if after[: len(before)] != before or before[: len(ids)] != ids:
+            raise InferenceInputError(
+                "the chat template of this model rewrites earlier turns, so that a dialogue is not "
+                "the sum of its turns; train with a model whose template only appends"
+            )
+        labels += [IGNORED] * (len(before) - len(labels)) + after[len(before) :]
+        ids = after
+    return Example(tuple(ids), tuple(labels))
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], go_on: bool) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=go_on)
+    found: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return found
+
+
+def overlapping(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
+    """Training questions that equal an evaluation question or share OVERLAP words in a row."""
+    known: set[tuple[str, ...]] = set()
+    for text in evaluation:
+        known.update(_runs(text))
+    return sorted({text for text in training if any(run in known for run in _runs(text))})
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    words = tuple(re.findall(r"\w+", text.casefold()))
+    for start in range(max(1, len(words) - OVERLAP + 1)):
+        yield words[start : start + OVERLAP]
+
+
+def evaluation(files: Iterable[Path]) -> tuple[list[str], set[str]]:
+    """Questions of evaluation sets, and the ids of the documents that support them."""
+    rows = [
+        json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()
+    ]
+    return [row["question"] for row in rows], {
+        name for row in rows for name in row.get("supporting", ())
+    }
+
+
+def prose_of(folder: Path, without: set[str]) -> list[Passage]:
+    """The beginnings of the documents of `folder`, less those in `without`, by path below it."""
+    left = {
+        Passage(one.title, one.text)
+        for path in sorted(folder.rglob("*"))
+        if str(path.relative_to(folder).as_posix()) in without
+        for one in [_titled(path)]
+        if one is not None
+    }
+    return [
+        Passage(one.title, " ".join(SENTENCE.findall(one.text)[:2]).strip())
+        for one in read_passages(folder)
+        if one not in left
+    ]
+
+
+def _titled(path: Path) -> Passage | None:
+    if path.suffix not in {".md", ".txt"}:
+        return None
+    title, _, text = path.read_text(encoding="utf-8").strip().partition("\n")
+    return Passage(title.lstrip("# ").strip(), text.strip())
+
+
+def train_adapter(
+    recipe: str,
+    model: Model,
+    told: Sequence[Dialogue],
+    plan: Plan,
+    out: Path,
+    *,
+    options: LoraOptions,
+    facts: Mapping[str, Any],
+) -> Card:
+    """Train on dialogues and leave a bfloat16 adapter in `out`; its card names the base's digest.
+
+    `facts` go into the card's options.
+    """
+    examples = [encode(one.messages, model.tokenizer) for one in told]
+    card = train_lora(model, examples, plan, out, recipe=recipe, options=options)
+    weights = out / WEIGHTS
+    halves = {name: one.to(torch.bfloat16) for name, one in load_file(weights).items()}
+    scratch = weights.with_suffix(".partial")
+    save_file(halves, scratch, metadata={"format": "pt"})
+    scratch.replace(weights)
+    base = fingerprint(resolve(model.name), model.name, model.network.config, torch.float32)
+    card = replace(
+        card,
+        options={**card.options, **facts, "base_digest": base},
+        losses=[round(one, 4) for one in card.losses],
+        files={WEIGHTS: sha256(weights)},
+    )
+    card.write(out)
+    return card
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a recipe, or what is left of it."""
+    parser = argparse.ArgumentParser(prog="python -m inference.training.auto_rag")
+    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("--prompts", type=Path, required=True, help="YAML the method prompts with")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the adapter")
+    parser.add_argument("--documents", type=Path, help="folder of prose to show beside")
+    parser.add_argument("--never", type=Path, action="append", default=[], help="evaluation set")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--examples", type=int, default=440)
+    parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--batch", type=int, default=4, help="dialogues per step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    prompts = YAML(typ="safe", pure=True).load(given.prompts.read_text(encoding="utf-8"))
+    asked, supporting = evaluation(given.never)
+    prose = prose_of(given.documents, supporting) if given.documents else []
+    told = dialogues(given.recipe, prompts, given.examples, given.seed, prose)
+    if shared := overlapping((one.question for one in told), asked):
+        raise InferenceInputError(
+            f"training question {shared[0]!r} shares {OVERLAP} words with an evaluation question; "
+            "change its wording, for what is evaluated on is never trained on"
+        )
+    steps = max(2, round(given.examples * given.epochs / given.batch))
+    plan = Plan(
+        steps,
+        accumulate=given.batch,
+        lr=given.lr,
+        schedule="linear",
+        warmup=max(1, steps // 20),
+        seed=given.seed,
+        checkpoint_every=10,
+    )
+    facts = {
+        "hops": dict(Counter(one.hops for one in told)),
+        "endings": dict(Counter(one.ending for one in told)),
+        "rounds_without_use": sum(one.misses for one in told),
+        "prose_passages": len(prose),
+        "evaluation_questions_kept_out": len(asked),
+    }
+    train_adapter(
+        given.recipe,
+        open_base(given.model, given.dtype, given.device),
+        told,
+        plan,
+        given.out,
+        options=LoraOptions(given.rank, 2 * given.rank),
+        facts=facts,
+    )
+
+
+if __name__ == "__main__":
+    main()
