@@ -1,7 +1,7 @@
 """Training Auto-RAG's adapter, and the reader's, on traces whose facts are all invented.
 
     python -m inference.training.auto_rag auto_rag --prompts agents/prompts/auto_rag.yaml \
-        --documents data/corpus --never data/questions.jsonl --work SCRATCH --out ADAPTER
+        --documents data/corpus --never data/questions.jsonl --out ADAPTER
 
 Source: Auto-RAG (arXiv 2411.19443), section 3.3: next-token loss on the assistant's turns of whole
 dialogues. Deviations: LoRA on a small model instead of full fine-tuning of Llama-3-8B, fewer
@@ -133,7 +133,7 @@ def prose_of(folder: Path, without: set[str]) -> list[Passage]:
     left = {
         Passage(one.title, one.text)
         for path in sorted(folder.rglob("*"))
-        if str(path.relative_to(folder).as_posix()) in without
+        if path.relative_to(folder).as_posix() in without
         for one in [_titled(path)]
         if one is not None
     }
