@@ -9,6 +9,7 @@ Deviations from the released code, each visible in the result:
   repeats itself until the rounds are used up.
 - A marker with nothing behind it counts as malformed: there is nothing to search or to answer.
 - When no unseen passage is left, the parametric phase begins.
+- The passages of a round are joined by line breaks, not blanks: a small model tells them apart.
 - `demonstrations` may show the format to a model that was not trained for it; the paper's trained
   model uses none, and so does the default model with the shipped adapter.
 - An answer reached in the parametric phase is returned (the released code returns an empty text).
@@ -85,8 +86,8 @@ def opening(question: str, demonstrations: int) -> list[Message]:
 
 
 def document_turn(number: int, passages: Sequence[Mapping[str, Any]]) -> Message:
-    """One user turn that holds the passages of a round, joined by blanks, titles kept."""
-    texts = " ".join(titled(passage) for passage in passages)
+    """One user turn that holds the passages of a round, each on lines of its own, titles kept."""
+    texts = "\n".join(titled(passage) for passage in passages)
     return _document(number, texts)
 
 

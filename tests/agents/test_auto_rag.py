@@ -59,11 +59,11 @@ def test_the_last_query_wins_whatever_stands_before(reasoning: str, query: str) 
         assert (turn.action, turn.text) == (Action.RETRIEVE, query.strip())
 
 
-def test_document_turn_is_one_numbered_user_turn_with_titles() -> None:
+def test_document_turn_is_one_numbered_user_turn_with_a_passage_a_line() -> None:
     passages = [{"title": "A", "text": "first."}, {"title": "B", "text": "second."}]
     turn = auto_rag.document_turn(3, passages)
     assert turn.role == "user"
-    assert turn.content == "Retrieved Document 3: A: first. B: second."
+    assert turn.content == "Retrieved Document 3: A: first.\nB: second."
 
 
 def test_a_heading_that_says_the_title_is_not_repeated() -> None:

@@ -98,6 +98,20 @@ def test_the_answer_stands_in_the_last_document_and_in_no_question() -> None:
         assert not method.supports(one.question, answer)
 
 
+def test_the_first_query_is_the_question() -> None:
+    assert all(turns(one)[0].text == one.question for one in told())
+
+
+def test_a_round_without_use_says_none_and_one_with_use_names_its_passage() -> None:
+    for one in told():
+        held = [
+            re.findall(r"^(?:Retrieved Document \d+: )?(.+?): ", d, re.M) for d in documents(one)
+        ]
+        for titles, turn in zip(held, turns(one)[1:], strict=True):
+            said = turn.reasoning.partition(". ")[2] if titles else turn.reasoning
+            assert said.startswith(("None of them", "Document", *titles)), turn.reasoning
+
+
 def test_an_extracted_name_stands_in_the_document_just_read() -> None:
     """The next query may use names only that question or documents have given."""
     for one in told():
@@ -122,9 +136,9 @@ def test_no_passage_is_shown_twice() -> None:
 def test_shares_of_rounds_without_use_and_of_parametric_endings() -> None:
     ordinary = [one for one in told() if one.ending == "retrieval"]
     misses, hops = (sum(getattr(one, of) for one in ordinary) for of in ("misses", "hops"))
-    assert 0.2 < misses / hops < 0.3
+    assert 0.4 < misses / hops < 0.6
     recalled = [one for one in told() if one.ending == "parametric"]
-    assert 0.07 < len(recalled) / len(told()) < 0.13
+    assert 0.2 < len(recalled) / len(told()) < 0.3
     assert all(one.misses >= 2 for one in recalled)
     assert {one.hops for one in told()} == {1, 2, 3}
 
