@@ -8,12 +8,10 @@ from tests.api.conftest import Ragwright
 
 
 def test_lists_the_benchmarks(ragwright: Ragwright) -> None:
-    assert ragwright("bench") == (0, "api\nengine\njobs\nretrieval\nspeculation\nworkflow\n", "")
+    names = ["api", "auto_rag", "engine", "jobs", "retrieval", "speculation", "workflow"]
+    assert ragwright("bench") == (0, "".join(f"{name}\n" for name in names), "")
     status, out, _ = ragwright("bench", "--json")
-    assert (status, json.loads(out)) == (
-        0,
-        {"benches": ["api", "engine", "jobs", "retrieval", "speculation", "workflow"]},
-    )
+    assert (status, json.loads(out)) == (0, {"benches": names})
 
 
 def test_an_unknown_benchmark_or_row_is_refused(ragwright: Ragwright) -> None:
