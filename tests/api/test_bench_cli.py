@@ -27,3 +27,10 @@ def test_drafters_reach_the_benchmark_that_has_them(ragwright: Ragwright) -> Non
     asked = ["bench", "speculation", "--only", "qa_batch1", "--drafter", "prompt_lokup", "--json"]
     assert ragwright(*asked)[:2] == (2, "")
     assert ragwright("bench", "workflow", "--drafter", "prompt_lookup", "--json")[:2] == (2, "")
+
+
+def test_limits_and_kept_answers_reach_the_benchmark_that_has_them(ragwright: Ragwright) -> None:
+    for option in (("--tokens", "9"), ("--resume", "rows.jsonl")):
+        assert ragwright("bench", "workflow", *option, "--json")[:2] == (2, "")
+    status, _, err = ragwright("bench", "speculation", "--tokens", "0")
+    assert status == 2 and "--tokens" in err
