@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Citation,
         ClosedBook,
         NaiveRAG,
+        Reader,
         RunFailed,
         Step,
     )
@@ -34,6 +35,7 @@ __all__ = [
     "Client",
     "ClosedBook",
     "NaiveRAG",
+    "Reader",
     "RunFailed",
     "Step",
 ]

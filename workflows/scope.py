@@ -22,6 +22,7 @@ from workflows.ledger import costs_of
 from workflows.loading import Workflow
 from workflows.meter import Meter
 from workflows.nodes.base import Node, State
+from workflows.operators import kind
 from workflows.past import Generation, Past
 from workflows.resources import Resources
 
@@ -64,9 +65,10 @@ class NodePlan:
         except ValidationError as error:
             first = error.errors()[0]
             option = ".".join(str(part) for part in first["loc"])
+            found = first.get("input")
+            shown = kind(found) if isinstance(found, Mapping | list) else repr(found)
             raise NodeFailed(
-                f"node {self.name!r} ({self.use}): option {option!r} is {first.get('input')!r}: "
-                f"{first['msg']}"
+                f"node {self.name!r} ({self.use}): option {option!r} is {shown}: {first['msg']}"
             ) from None
 
     def rename(self, update: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Agents: workflows as Python objects, with typed inputs and results."""
 
 from api.agents.agent import Agent, AgentOptions
-from api.agents.library import AGENTS, RAPID, AutoRAG, ClosedBook, NaiveRAG
+from api.agents.library import AGENTS, RAPID, AutoRAG, ClosedBook, NaiveRAG, Reader
 from api.agents.results import AgentResult, Ask, Citation, RunFailed, Step
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Citation",
     "ClosedBook",
     "NaiveRAG",
+    "Reader",
     "RunFailed",
     "Step",
 ]

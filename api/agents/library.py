@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from api.agents.agent import Agent
 from api.agents.verbs import given, verbs
 
@@ -79,6 +81,43 @@ class NaiveRAG(Agent):
 
         - `question`: what to answer; it is the query too.
         - `k`: passages read, 1 to 50.
+        - `max_tokens`: most tokens of the answer.
+        - `trained`: read with the shipped adapter where it was trained on the model.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
+class Reader(Agent):
+    """Answer from passages that are given: what another method read, read once.
+
+    Source: the reading half of retrieve-then-read (Lewis et al., arXiv 2005.11401). Over the
+    passages that Auto-RAG collected it is the ablation of arXiv 2411.19443 without the turns of
+    reasoning; at most a small adapter of the reader is trained.
+
+    Needs an engine that can chat, and takes no documents. Outputs: `answer`, `citations` (the
+    passages read).
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "reader"
+
+    @staticmethod
+    @given
+    def inputs(
+        question: str,
+        *,
+        passages: list[dict[str, Any]],
+        max_tokens: int = 64,
+        trained: bool = True,
+    ) -> None:
+        """Inputs of reading what is given.
+
+        - `question`: what to answer.
+        - `passages`: what to read, in this order: objects with the texts `title` and `text`, such
+          as `outputs["citations"]` of another run; what else they hold is handed through. One
+          that names no source is cited as its own, with a score of 0.
         - `max_tokens`: most tokens of the answer.
         - `trained`: read with the shipped adapter where it was trained on the model.
         """
@@ -165,5 +204,6 @@ AGENTS: dict[str, type[Agent]] = {
     "closed_book": ClosedBook,
     "naive_rag": NaiveRAG,
     "rapid": RAPID,
+    "reader": Reader,
 }
 """Shipped workflow -> its class."""

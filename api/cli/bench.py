@@ -19,12 +19,21 @@ BENCHES = ROOT / "tests" / "bench"
 @click.option("--only", multiple=True, metavar="ROW", help="Run this row; may be repeated.")
 @click.option("--n", type=click.IntRange(min=1), help="Measurements of a row.")
 @click.option("--drafter", multiple=True, metavar="SPEC", help="Measure this one; may be repeated.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Most tokens of an answer.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep each answer in this file, and go on behind those it holds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(
     names: tuple[str, ...],
     only: tuple[str, ...],
     n: int | None,
     drafter: tuple[str, ...],
+    tokens: int | None,
+    resume: Path | None,
     as_json: bool,
 ) -> None:
     """Run the benchmarks NAMES and print each figure beside its peer's.
@@ -44,6 +53,8 @@ def bench(
     options = [part for row in only for part in ("--only", row)]
     options += [part for spec in drafter for part in ("--drafter", spec)]
     options += [] if n is None else ["--n", str(n)]
+    options += [] if tokens is None else ["--tokens", str(tokens)]
+    options += [] if resume is None else ["--resume", str(resume.resolve())]
     reports = [_report(name, options) for name in names]
     if as_json:
         click.echo(json.dumps(reports[0] if len(reports) == 1 else {"benches": reports}))

@@ -19,8 +19,8 @@ from inference.speculative.trie import Forest, Stream, Texts
 if TYPE_CHECKING:
     from inference.native.model import Model
 
-CPU_IDS, GPU_IDS = 8, 64
-"""Tokens per pass where `decoding_length` is left out; a CPU pays for more rows than these."""
+CPU_IDS, GPU_IDS = 16, 64
+"""Tokens per pass where `decoding_length` is left out: a CPU pays for rows, a GPU hardly."""
 
 
 class Lookahead(Drafter):

@@ -57,16 +57,32 @@ class _Lookup(Proposer):
         for token in turn.ids[len(turn.ids) - turn.fresh :]:
             index.add(token)
         found = index.after(min(self._options.tokens, turn.room, turn.depth))
-        return Proposal(Draft(tuple(found), tuple(range(-1, len(found) - 1)))) if found else None
+        index.turns += 1
+        if not found:
+            index.empty += 1
+            return None
+        return Proposal(Draft(tuple(found), tuple(range(-1, len(found) - 1))))
+
+    def notes(self, state: Any) -> dict[str, object]:
+        """How often nothing was found, and the fallback where that was always."""
+        index: _Index = state
+        notes: dict[str, object] = {"turns": index.turns, "empty": index.empty}
+        if index.turns and index.empty == index.turns:
+            notes["fallback"] = "plain decoding: nothing that was read was found to go on"
+        return notes
 
 
 class _Index:
-    """All texts of a request one behind the other; n-grams never reach over the end of one."""
+    """All texts of a request one behind the other; n-grams never reach over the end of one.
+
+    `turns` were asked, of which `empty` found nothing.
+    """
 
     def __init__(self, ngram: int) -> None:
         self._ngram = ngram
         self._ids: list[int] = []
         self._first = 0
+        self.turns = self.empty = 0
         self._places: dict[tuple[int, ...], int] = {}
 
     def begin(self) -> None:

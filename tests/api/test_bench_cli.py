@@ -8,12 +8,10 @@ from tests.api.conftest import Ragwright
 
 
 def test_lists_the_benchmarks(ragwright: Ragwright) -> None:
-    assert ragwright("bench") == (0, "api\nengine\njobs\nretrieval\nspeculation\nworkflow\n", "")
+    names = ["api", "auto_rag", "engine", "jobs", "retrieval", "speculation", "workflow"]
+    assert ragwright("bench") == (0, "".join(f"{name}\n" for name in names), "")
     status, out, _ = ragwright("bench", "--json")
-    assert (status, json.loads(out)) == (
-        0,
-        {"benches": ["api", "engine", "jobs", "retrieval", "speculation", "workflow"]},
-    )
+    assert (status, json.loads(out)) == (0, {"benches": names})
 
 
 def test_an_unknown_benchmark_or_row_is_refused(ragwright: Ragwright) -> None:
@@ -29,3 +27,10 @@ def test_drafters_reach_the_benchmark_that_has_them(ragwright: Ragwright) -> Non
     asked = ["bench", "speculation", "--only", "qa_batch1", "--drafter", "prompt_lokup", "--json"]
     assert ragwright(*asked)[:2] == (2, "")
     assert ragwright("bench", "workflow", "--drafter", "prompt_lookup", "--json")[:2] == (2, "")
+
+
+def test_limits_and_kept_answers_reach_the_benchmark_that_has_them(ragwright: Ragwright) -> None:
+    for option in (("--tokens", "9"), ("--resume", "rows.jsonl")):
+        assert ragwright("bench", "workflow", *option, "--json")[:2] == (2, "")
+    status, _, err = ragwright("bench", "speculation", "--tokens", "0")
+    assert status == 2 and "--tokens" in err

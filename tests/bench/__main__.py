@@ -49,11 +49,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="ROW")
     parser.add_argument("--n", type=int)
     parser.add_argument("--drafter", action="append", default=[], metavar="SPEC")
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--resume", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true", help="what is printed in any case")
     given = parser.parse_args(arguments)
     results, sys.stdout = sys.stdout, sys.stderr
     try:
-        options = {"only": given.only, "n": given.n, "drafter": given.drafter}
+        names = ("only", "n", "drafter", "tokens", "resume")
+        options = {name: getattr(given, name) for name in names}
         figures = _figures(given.name, options)
     except InferenceInputError as error:
         print(f"ragwright: {error}", file=sys.stderr)
@@ -67,9 +70,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _figures(name: str, given: Mapping[str, Any]) -> list[Figure]:
     """Run one benchmark with the options it has."""
-    n = given["n"]
-    if n is not None and n < 1:
-        raise InferenceInputError(f"--n {n} measures nothing; give at least 1")
+    for count in ("n", "tokens"):
+        value = given[count]
+        if value is not None and value < 1:
+            raise InferenceInputError(f"--{count} {value} measures nothing; give at least 1")
     run: Callable[..., list[Figure]] = importlib.import_module(f"tests.bench.{name}").run
     options = {key: value for key, value in given.items() if value}
     for key in options:

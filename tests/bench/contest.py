@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +18,7 @@ from inference.native.threads import release_workers
 from inference.speculative import Drafter
 from tests.bench.decode import Transformers, quiet
 from tests.bench.figures import Figure, against, alone
+from tests.bench.kept import Kept, Key
 from tests.bench.peers import Peer, PeerEnded, absent
 from tests.bench.questions import Ask
 
@@ -48,6 +49,12 @@ class Answered:
     accepted: int = 0
     drafted: int = 0
     texts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Answered:
+        """From the object that is kept."""
+        ids, texts = tuple(map(tuple, record["ids"])), tuple(record["texts"])
+        return cls(**{**record, "ids": ids, "texts": texts})
 
     @property
     def tokens(self) -> int:
@@ -176,6 +183,16 @@ class Lookup:
         return tuple(ids[: end + 1])
 
 
+def once(kept: Kept, key: Key, one: Contender, asks: Sequence[Ask], tokens: int) -> Answered:
+    """What is kept of an answer; else it is asked for now, and kept."""
+    found = kept.get(key)
+    if found is not None:
+        return Answered.of(found)
+    answered = one.answer(asks, tokens)
+    kept.put(key, asdict(answered))
+    return answered
+
+
 def prompt_ids(engine: NativeEngine, ask: Ask) -> list[int]:
     """Token ids of a prompt as the engine reads it."""
     return engine.encode(Request(messages=ask.messages))
@@ -185,7 +202,8 @@ def prompt_ids(engine: NativeEngine, ask: Ask) -> list[int]:
 class Contest:
     """Plain decoding and those that are compared with it, over rounds of batches.
 
-    Without `lookup` there are no other peers, and no figures against them.
+    Without `lookup` there are no other peers, and no figures against them. What is `kept` of the
+    row is not asked again.
 
     In a round everyone answers the same batch, forwards and backwards in turn. llama.cpp ends each
     round: it is asked for as many tokens as plain decoding gave, whatever tokens they are.
@@ -196,25 +214,37 @@ class Contest:
     drafters: Sequence[Native]
     lookup: Lookup | None = None
     llamacpp: Peer | None = None
+    row: str = ""
+    kept: Kept = field(default_factory=Kept)
     answers: dict[str, list[Answered]] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)
     asked: list[Sequence[Ask]] = field(default_factory=list)
 
     def play(self, batches: Sequence[Sequence[Ask]], tokens: int) -> None:
-        """Play all rounds, after a short one that is not measured."""
+        """Play all rounds that are not kept, after a short one that is not measured."""
         everyone: list[Contender] = [self.plain, *self.drafters]
         if self.lookup is not None:
             everyone.append(self.lookup)
-        for one in everyone:
-            one.answer([Ask.of("One.")], 4)
+        turns = range(len(batches))
+        if any(self.kept.get(self._key(at, one.label)) is None for at in turns for one in everyone):
+            for one in everyone:
+                one.answer([Ask.of("One.")], 4)
         for turn, batch in enumerate(batches):
             for one in everyone[:: -1 if turn % 2 else 1]:
-                self.answers.setdefault(one.label, []).append(one.answer(batch, tokens))
-            self._llamacpp(batch)
+                answered = once(self.kept, self._key(turn, one.label), one, batch, tokens)
+                self.answers.setdefault(one.label, []).append(answered)
+            self._llamacpp(turn, batch)
             self.asked.append(batch)
 
-    def _llamacpp(self, batch: Sequence[Ask]) -> None:
+    def _key(self, turn: int, label: str) -> Key:
+        return self.row, turn, label
+
+    def _llamacpp(self, turn: int, batch: Sequence[Ask]) -> None:
         if self.llamacpp is None:
+            return
+        key = self._key(turn, LLAMACPP)
+        if (kept := self.kept.get(key)) is not None:
+            self.speeds.append(kept)
             return
         ids = [prompt_ids(self.engine, ask) for ask in batch]
         each = max(self.answers[PLAIN][-1].tokens // len(batch), 1)
@@ -224,6 +254,8 @@ class Contest:
         except PeerEnded as error:
             absent(error)
             self.llamacpp = None
+        else:
+            self.kept.put(key, self.speeds[-1])
 
     def figures(self, row: str) -> list[Figure]:
         """Speeds against each peer, accepted lengths, drafting, and where answers part."""

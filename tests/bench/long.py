@@ -19,8 +19,9 @@ from inference.errors import DrafterInputError
 from inference.models import load_tokenizer, resolve
 from inference.native.engine import NativeEngine
 from inference.speculative import parse
-from tests.bench.contest import PLAIN, Contest, Native, say
+from tests.bench.contest import PLAIN, Contest, Native, once, say
 from tests.bench.figures import Figure
+from tests.bench.kept import Kept
 from tests.bench.questions import SEED, Questions, about, token_f1
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -64,6 +65,7 @@ def sweep(
     length: int,
     n: int,
     tokens: int,
+    kept: Kept,
 ) -> list[Figure]:
     """Self-speculation over `length` tokens of context against plain decoding, greedy.
 
@@ -72,13 +74,21 @@ def sweep(
     try:
         drafter = parse(SELF)
     except DrafterInputError as error:
-        say(f"{row}: not measured: {error}")
-        return [Figure(f"{row} {SELF} decoding over plain", None, "tokens/s", PLAIN)]
+        return _unmeasured(row, str(error))
     room = min(length, engine.context_length) - tokens - FRAME
+    if room < FRAME:
+        most = room + tokens - FRAME
+        return _unmeasured(row, f"answers of {tokens} tokens leave no room; at most {most} do")
     questions = data.long(n, room, min(EXCERPT, room // 2), lambda text: _size(engine, text))
     contest = Contest(engine, Native(engine), [Native(engine, drafter, SELF).steady()])
+    contest.row, contest.kept = row, kept
     contest.play([[about(question, quote=True)] for question in questions], tokens)
     return contest.figures(row)
+
+
+def _unmeasured(row: str, why: str) -> list[Figure]:
+    say(f"{row}: not measured: {why}")
+    return [Figure(f"{row} {SELF} decoding over plain", None, "tokens/s", PLAIN)]
 
 
 def wins_from(figures: Sequence[Figure]) -> list[Figure]:
@@ -99,7 +109,7 @@ def wins_from(figures: Sequence[Figure]) -> list[Figure]:
     return [Figure("rapid_wins_from", won, "tokens", PLAIN, n=len(ratios))]
 
 
-def quality(engine: NativeEngine, data: Questions, n: int) -> list[Figure]:
+def quality(engine: NativeEngine, data: Questions, n: int, kept: Kept) -> list[Figure]:
     """Token F1 with the full context, with the excerpt alone, and with each mode of RAPID.
 
     Same seeds for all. Means, with half of their 95 % interval (bootstrap) as the spread.
@@ -120,7 +130,10 @@ def quality(engine: NativeEngine, data: Questions, n: int) -> list[Figure]:
         if one is None:
             scores[name] = []
             continue
-        texts = [one.answer([ask], ANSWER).texts[0] for ask in asks]
+        texts = [
+            once(kept, ("rapid_quality", at, name), one, [ask], ANSWER).texts[0]
+            for at, ask in enumerate(asks)
+        ]
         pairs = zip(texts, questions, strict=True)
         scores[name] = [token_f1(text, question.answer) for text, question in pairs]
     return [_scored(name, found, scores["full_context"]) for name, found in scores.items()]
@@ -148,7 +161,7 @@ def _scored(name: str, found: Sequence[float], full: Sequence[float]) -> Figure:
     return Figure(label, mean, "token F1", "full context", whole, ratio, spread, len(found))
 
 
-def random_weights(data: Questions, n: int, tokens: int) -> list[Figure]:
+def random_weights(data: Questions, n: int, tokens: int, kept: Kept) -> list[Figure]:
     """The sweep over longer contexts on a GPU, of a model with random weights: for timing only."""
     rows = {length: f"rapid_gpu_{length} {RANDOM}" for length in GPU_LENGTHS}
     if not torch.cuda.is_available():
@@ -167,7 +180,7 @@ def random_weights(data: Questions, n: int, tokens: int) -> list[Figure]:
         assert isinstance(engine, NativeEngine)
         try:
             for length, row in rows.items():
-                figures += sweep(row, engine, data, length, n, tokens)
+                figures += sweep(row, engine, data, length, n, tokens, kept)
         finally:
             engine.close()
     return figures

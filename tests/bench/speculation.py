@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from inference.engine import NativeConfig
 from inference.errors import DrafterInputError, UnknownName
@@ -13,14 +17,15 @@ from inference.native.engine import NativeEngine
 from inference.speculative import DRAFTERS, Drafter, name_of, parse
 from inference.suggest import nearest
 from tests.bench import peers
-from tests.bench.contest import Contest, Lookup, Native, lengths, means, say
+from tests.bench.contest import Contest, Lookup, Native, lengths, means, once, say
 from tests.bench.decode import Transformers
 from tests.bench.figures import Figure
+from tests.bench.kept import Kept
 from tests.bench.long import LENGTHS, SELF, quality, random_weights, sweep, wins_from
 from tests.bench.questions import CATEGORIES, MT_BENCH, Ask, Missing, Questions
 
-TOKENS = 128
-"""Most tokens of an answer."""
+TOKENS, SHORT = 1024, 128
+"""Most tokens of an answer: Spec-Bench's own limit, and that of rows about what was retrieved."""
 BATCHES = (1, 8)
 QUICK = 1
 """Rounds of a row where `n` is left out."""
@@ -29,12 +34,18 @@ Row = Callable[["Bench"], list[Figure]]
 
 
 def run(
-    *, n: int | None = None, only: Collection[str] = (), drafter: Sequence[str] = ()
+    *,
+    n: int | None = None,
+    only: Collection[str] = (),
+    drafter: Sequence[str] = (),
+    tokens: int | None = None,
+    resume: Path | None = None,
 ) -> list[Figure]:
     """The rows named in `only`; else all with `n`, and without it those of the quick form.
 
     `n` are the rounds of a row: that many prompts of a category one by one, or batches of eight.
-    `drafter` are names with options; left out, all of the table.
+    `drafter` are names with options; left out, all of the table. `tokens` is the limit of answers;
+    left out, it is that of the row. `resume` is a file of what was measured, to be gone on with.
     """
     for name in only:
         if name not in ROWS:
@@ -42,7 +53,7 @@ def run(
                 f"unknown row {name!r} of benchmark 'speculation'; {nearest(name, ROWS)}"
             )
     picked = only or (ROWS if n is not None else QUICK_ROWS)
-    with Bench(n or QUICK, drafter) as bench:
+    with Bench(n or QUICK, drafter, tokens=tokens, resume=resume) as bench:
         return bench.run([name for name in ROWS if name in picked])
 
 
@@ -55,19 +66,26 @@ class Bench(ExitStack):
         drafter: Sequence[str] = (),
         *,
         model: str = "default",
-        tokens: int = TOKENS,
+        tokens: int | None = None,
         data: Questions | None = None,
+        resume: Path | None = None,
     ) -> None:
         super().__init__()
         self.n = n
         self.tokens = tokens
         self.data = data or Questions()
+        self.kept = Kept()
+        self._file = resume
         self._model = model
         self._chosen = [parse(spec) for spec in drafter]
         self._labels = list(drafter)
 
     def run(self, names: Sequence[str]) -> list[Figure]:
         """Figures of rows, and their means over MT-bench; a row without its data is left out."""
+        if self._file is not None:
+            self.kept = Kept(self._file, self._made_with(names))
+            self.callback(self.kept.close)
+            say(f"{self._file}: {len(self.kept)} answers are kept")
         figures: list[Figure] = []
         for name in names:
             began = time.perf_counter()
@@ -82,6 +100,20 @@ class Bench(ExitStack):
             for label in self.labels:
                 figures += means(figures, rows, label, f"mt_bench_batch{batch}")
         return figures + wins_from(figures)
+
+    def _made_with(self, names: Sequence[str]) -> dict[str, Any]:
+        """All that figures depend on, machine included as far as torch sees it."""
+        drafters = [*self.chosen, (SELF, parse(SELF))]
+        return {
+            "rows": list(names),
+            "n": self.n,
+            "tokens": self.tokens or [TOKENS, SHORT],
+            "drafters": {label: drafter.model_dump(mode="json") for label, drafter in drafters},
+            "model": self._model,
+            "weights": self.engine._model().weights_digest,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
 
     @cached_property
     def engine(self) -> NativeEngine:
@@ -137,9 +169,10 @@ class Bench(ExitStack):
                 found.append(native)
         return found
 
-    def contest(self) -> Contest:
-        """Everyone."""
-        return Contest(self.engine, self.plain, self.drafters, self.lookup, self.llamacpp)
+    def contest(self, row: str) -> Contest:
+        """Everyone, and what is kept of the row."""
+        everyone = (self.plain, self.drafters, self.lookup, self.llamacpp)
+        return Contest(self.engine, *everyone, row, self.kept)
 
 
 def _answers(bench: Bench, name: str, batch: int) -> list[Figure]:
@@ -147,9 +180,9 @@ def _answers(bench: Bench, name: str, batch: int) -> list[Figure]:
     count = bench.n * batch
     data = bench.data
     asks = data.hotpotqa(count) if name == "hotpotqa" else data.category(name, count)
-    contest = bench.contest()
-    contest.play(batches(asks, batch), bench.tokens)
-    return contest.figures(f"{name}_batch{batch}")
+    contest = bench.contest(f"{name}_batch{batch}")
+    contest.play(batches(asks, batch), bench.tokens or TOKENS)
+    return contest.figures(contest.row)
 
 
 def batches(asks: Sequence[Ask], size: int) -> list[list[Ask]]:
@@ -170,13 +203,23 @@ def _readings(bench: Bench) -> list[Figure]:
     for kind, asks in bench.data.readings(2 * bench.n).items():
         for one in bench.drafters:
             steady = one.steady()
-            answered = [steady.answer([ask], bench.tokens) for ask in asks]
+            answered = [
+                once(
+                    bench.kept,
+                    ("retrieved", at, one.label, kind),
+                    steady,
+                    [ask],
+                    bench.tokens or SHORT,
+                )
+                for at, ask in enumerate(asks)
+            ]
             figures.append(lengths(f"retrieved {one.label} {kind} accepted_length", answered))
     return figures
 
 
 def _sweep(bench: Bench, length: int) -> list[Figure]:
-    return sweep(f"rapid_{length}", bench.engine, bench.data, length, bench.n, bench.tokens)
+    tokens = bench.tokens or SHORT
+    return sweep(f"rapid_{length}", bench.engine, bench.data, length, bench.n, tokens, bench.kept)
 
 
 ROWS: dict[str, Row] = {
@@ -187,8 +230,8 @@ ROWS: dict[str, Row] = {
     },
     "retrieved": _readings,
     **{f"rapid_{length}": partial(_sweep, length=length) for length in LENGTHS},
-    "rapid_quality": lambda b: quality(b.engine, b.data, b.n),
-    "rapid_gpu": lambda b: random_weights(b.data, b.n, b.tokens),
+    "rapid_quality": lambda b: quality(b.engine, b.data, b.n, b.kept),
+    "rapid_gpu": lambda b: random_weights(b.data, b.n, b.tokens or SHORT, b.kept),
 }
 QUICK_ROWS = [
     *(f"{name}_batch1" for name in (*CATEGORIES, "hotpotqa")),

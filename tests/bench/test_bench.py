@@ -169,6 +169,10 @@ def test_every_row_can_be_named_alone(capsys: pytest.CaptureFixture[str]) -> Non
     assert "'workflow' has no option --only" in capsys.readouterr().err
     assert main(["workflow", "--drafter", "prompt_lookup"]) == 2
     assert "'workflow' has no option --drafter" in capsys.readouterr().err
+    assert main(["workflow", "--tokens", "9"]) == 2
+    assert "'workflow' has no option --tokens" in capsys.readouterr().err
+    assert main(["speculation", "--tokens", "0"]) == 2
+    assert "--tokens 0" in capsys.readouterr().err
     assert main(["engine", "--n", "0"]) == 2
     out, err = capsys.readouterr()
     assert "--n 0" in err and out == ""

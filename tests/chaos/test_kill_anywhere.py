@@ -67,6 +67,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "naive_rag": ("naive_rag", {"max_tokens": 12, "k": 2}),
     "auto_rag": ("auto_rag", {**AUTO, "max_rounds": 1}),
     "auto_rag.all_read": ("auto_rag", {**AUTO, "passages_per_round": 3, "max_rounds": 2}),
+    "reader": ("reader", {"max_tokens": 12, "passages": [{"title": "A", "text": "B."}]}),
     "rapid": ("rapid", {"max_tokens": 12, "draft_tokens": 40, "threshold": 0.0}),
     "woven": ("woven.yaml", {}),
 }

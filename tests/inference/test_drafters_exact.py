@@ -43,10 +43,10 @@ TIE = 0.5
 
 
 class Places(NamedTuple):
-    """What drafters are made of: trained or random heads, and the small model's options."""
+    """What drafters are made of: trained or random heads, and options of small models in turn."""
 
     heads: str
-    small: dict[str, Any]
+    small: tuple[dict[str, Any], ...]
 
 
 def drafters(length: int, places: Places) -> dict[str, Drafter]:
@@ -55,7 +55,7 @@ def drafters(length: int, places: Places) -> dict[str, Drafter]:
         PromptLookup(tokens=length, ngram=2, adaptive=False),
         Lookahead(decoding_length=length + 1, split=False, adaptive=False),
         Medusa(heads=places.heads, nodes=length, adaptive=False),
-        LLMCad(nodes=length, adaptive=False, **places.small),
+        LLMCad(nodes=length, adaptive=False, **places.small[length % len(places.small)]),
         Rapid(gamma=length, adaptive=False),
     ]
     named = {kind: name for name, kind in DRAFTERS.items()}
@@ -87,6 +87,8 @@ def tiny_answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
     with opened(folder) as engine:
         engine.attach("extra", extra)
         heads = heads_of(engine, tmp_path_factory.mktemp("heads"))
+        other = checkpoint(tmp_path_factory.mktemp("other"), seed=1, context=160)
+        small = {"layers": 1}, {"model": str(other)}, {"model": str(folder), "update": "printed"}
         keys = list(product(range(PROMPTS), range(len(KINDS))))
         prompts = requests_for(11, PROMPTS)
         requests = [
@@ -97,7 +99,7 @@ def tiny_answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
         for at in range(0, len(requests), 16):
             outputs += engine.generate(requests[at : at + 16])
         plain = dict(zip(keys, zip(requests, outputs, strict=True), strict=True))
-        yield Tiny(engine, Places(str(heads), {"layers": 1}), plain)
+        yield Tiny(engine, Places(str(heads), small), plain)
 
 
 SIZES = [
@@ -167,7 +169,7 @@ def talks(count: int) -> list[Request]:
     return found
 
 
-DEFAULT_PLACES = Places("medusa-default", {"layers": 20})
+DEFAULT_PLACES = Places("medusa-default", ({"layers": 20},))
 DEFAULT_SIZES = [
     pytest.param(DEFAULT_FEW, id="short"),
     pytest.param(DEFAULT_PROMPTS, marks=pytest.mark.soak, id="soak"),

@@ -110,26 +110,6 @@ def test_grammars_and_adapters_go_with_it(folders: Folders, tmp_path: Path) -> N
             assert compare(engine, requests, drafter(folders, options))[0] > 0
 
 
-def test_no_token_differs_over_200_prompts(folders: Folders, tmp_path: Path) -> None:
-    """Trees of 1 to 8 nodes, in batches of 1, 4 and 16, with and without grammar and adapter."""
-    grammar = Grammar.regex("(fox|dog|north)( (fox|dog|north))*")
-    save(folders(0), tmp_path / "a", 7, r=4, lora_alpha=12, target_modules=["q_proj", "v_proj"])
-    prompts = 0
-    with opened(folders(0)) as engine:
-        engine.attach("a", tmp_path / "a")
-        for nodes in range(1, 9):
-            requests = [
-                replace(
-                    one, grammar=grammar if at % 2 else None, adapters=("a",) if at % 4 > 1 else ()
-                )
-                for at, one in enumerate(requests_for(nodes, count=26, max_tokens=12))
-            ]
-            small = drafter(folders, {**KINDS[nodes % 3], "nodes": nodes})
-            compare(engine, requests, small, (1, 4, 16)[nodes % 3])
-            prompts += len(requests)
-    assert prompts >= 200
-
-
 def test_without_memory_the_answer_is_plain_and_says_so(folders: Folders) -> None:
     small = drafter(folders, {"layers": 1, "cache_bytes": 0})
     with opened(folders(0)) as engine:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api import RAPID
 from inference import Capability, Message, Request
 from inference.engine import NativeConfig
 from inference.native.engine import NativeEngine
 from inference.speculative.rapid import Rapid
+from retrieval import Hit
 from retrieval.chunking import ChunkSettings
 from retrieval.index import build_index
+from tests.api.agents.words import Words
 from tests.inference.tiny import checkpoint
 from tests.workflows.conftest import Run
 from tests.workflows.replay import ReplayEngine
@@ -99,6 +103,24 @@ def test_where_nothing_is_to_be_drafted_it_decodes_plainly_and_says_why(
         assert result.outputs["fallback"] is None
     else:
         assert why in result.outputs["fallback"]
+
+
+class Nothing(Words):
+    """A search that finds no passage."""
+
+    @staticmethod
+    def _best(query: str, k: int, exclude: Collection[str]) -> list[Hit]:
+        return []
+
+
+def test_a_search_that_finds_nothing_is_told_in_the_result() -> None:
+    engine = speaking()
+    with RAPID(engine=engine, retriever=Nothing()) as agent:
+        result = agent.run(QUESTION).raise_if_failed()
+    [request] = engine.requests
+    assert request.drafter is None and request.draft_prompt is None
+    assert (result.outputs["decoding"], result.citations) == ("plain", ())
+    assert result.outputs["fallback"] == "the search found no passage"
 
 
 def decode(engine: NativeEngine, index: Path, inputs: dict[str, Any]) -> RunResult:

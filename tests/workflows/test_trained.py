@@ -25,6 +25,7 @@ from workflows.runtime import RunOptions, RunResult, execute
 
 NAMES = ("auto-rag-default", "reader-default")
 ASKED = {"question": "Who keeps the lamp?"}
+GIVEN = [{"title": name, "text": f"The {name} is kept by Mara."} for name in ("lamp", "oil")]
 SHORT = {"max_rounds": 2, "max_parametric_rounds": 1, "turn_tokens": 6}
 SHORT |= {"parametric_turn_tokens": 6, "recall_tokens": 4, "closing_tokens": 4}
 
@@ -94,17 +95,21 @@ def test_auto_rag_takes_its_turns_with_the_adapter(ask: Ask) -> None:
     assert noted(with_it, "turn")["text"] != noted(without, "turn")["text"]
 
 
-def test_the_reader_cites_the_passage_its_answer_names(ask: Ask) -> None:
-    with_it, without = ask("naive_rag"), ask("naive_rag", trained=False)
+@pytest.mark.parametrize("name, given", [("naive_rag", {}), ("reader", {"passages": GIVEN})])
+def test_the_reader_cites_the_passage_its_answer_names(
+    ask: Ask, name: str, given: dict[str, Any]
+) -> None:
+    with_it, without = ask(name, **given), ask(name, trained=False, **given)
     assert noted(with_it, "answer")["adapter"] == NAMES[1]
     assert noted(without, "answer")["adapter"] is None
     assert all("cited" in one for one in with_it.outputs["citations"])
     assert not any("cited" in one for one in without.outputs["citations"])
 
 
-@pytest.mark.parametrize("name", ["auto_rag", "naive_rag"])
+@pytest.mark.parametrize("name", ["auto_rag", "naive_rag", "reader"])
 def test_another_model_runs_without_it(ask: Ask, name: str) -> None:
-    given = SHORT if name == "auto_rag" else {}
+    others: dict[str, dict[str, Any]] = {"auto_rag": SHORT, "reader": {"passages": GIVEN}}
+    given = others.get(name, {})
     steps = trace(ask(name, "other", **given))
     assert steps and all(notes.get("adapter") is None for _, notes in steps)
     assert steps == trace(ask(name, "other", trained=False, **given))

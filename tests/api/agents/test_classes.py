@@ -15,7 +15,7 @@ from api.agents import AGENTS, Agent, AgentOptions
 from tests.house.source import ROOT
 from workflows.loading import load_workflow, shipped_workflows
 
-TYPES = {"string": str, "integer": int, "number": float, "boolean": bool}
+TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "list": list}
 VERBS = ("run", "stream", "arun", "astream")
 
 each_agent = pytest.mark.parametrize("name", AGENTS)
@@ -39,7 +39,8 @@ def test_inputs_are_those_of_the_file(name: str, verb: str) -> None:
     hints = typing.get_type_hints(AGENTS[name].inputs)  # type: ignore[attr-defined]
     for position, parameter in enumerate(takes):
         spec = specs[parameter.name]
-        assert hints[parameter.name] is TYPES[spec.type]
+        hint = hints[parameter.name]
+        assert (typing.get_origin(hint) or hint) is TYPES[spec.type]
         default = parameter.empty if spec.required else spec.default
         assert parameter.default == default, parameter.name
         assert (parameter.kind is parameter.KEYWORD_ONLY) == (position > 0)

@@ -11,7 +11,7 @@ from llama_cpp import Llama
 def main(path: str, threads: int) -> None:
     """Answer every line of standard input."""
     model = Llama(
-        path, n_ctx=2048, n_threads=threads, n_threads_batch=threads, seed=0, verbose=False
+        path, n_ctx=8192, n_threads=threads, n_threads_batch=threads, seed=0, verbose=False
     )
     for line in sys.stdin:
         asked = json.loads(line)
