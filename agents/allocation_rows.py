@@ -237,7 +237,9 @@ def groups(found: Cells, part: str, metric: str | None = None) -> Iterator[tuple
     pairs = {
         (dataset, kind)
         for (dataset, _, kind, where), measured in found.items()
-        if where == part and metric in (None, kind) and any(c.score is not None for c in measured.values())
+        if where == part
+        and metric in (None, kind)
+        and any(c.score is not None for c in measured.values())
     }
     yield from sorted(pairs)
 

@@ -121,9 +121,7 @@ def shown(searches: Iterable[Sequence[Passage]]) -> list[Passage]:
 
 def drag_prompt(question: str, documents: Sequence[Passage], given: Sequence[Demonstration]) -> str:
     """The prompt of DRAG; `documents` are best first, and the demonstrations hold theirs."""
-    parts = [
-        _part([each.documents], each.question) + f" {_flat(each.answer)}" for each in given
-    ]
+    parts = [_part([each.documents], each.question) + f" {_flat(each.answer)}" for each in given]
     return "\n\n".join([load_prompts("drag")["drag"], *parts, _part([documents], question)])
 
 

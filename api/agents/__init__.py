@@ -1,11 +1,12 @@
 """Agents: workflows as Python objects, with typed inputs and results."""
 
 from api.agents.agent import Agent, AgentOptions
-from api.agents.library import AGENTS, RAPID, AutoRAG, ClosedBook, NaiveRAG
+from api.agents.library import AGENTS, DRAG, RAPID, AutoRAG, ClosedBook, IterDRAG, NaiveRAG
 from api.agents.results import AgentResult, Ask, Citation, RunFailed, Step
 
 __all__ = [
     "AGENTS",
+    "DRAG",
     "RAPID",
     "Agent",
     "AgentOptions",
@@ -14,6 +15,7 @@ __all__ = [
     "AutoRAG",
     "Citation",
     "ClosedBook",
+    "IterDRAG",
     "NaiveRAG",
     "RunFailed",
     "Step",

@@ -46,8 +46,8 @@ def fit(rows: Path, out: Path, metric: str, as_json: bool) -> None:
     )
     if told.rank < 6:
         click.echo(
-            f"the rows determine {told.rank} of 6 numbers (b needs several datasets, a3 several n); "
-            "the rest is the least that fits",
+            f"the rows determine {told.rank} of 6 numbers (b needs several "
+            "datasets, a3 several n); the rest is the least that fits",
             err=True,
         )
     click.echo(f"wrote {out}; judge it with `ragwright allocate check`, not by its R2")

@@ -18,7 +18,13 @@ FILE = click.Path(path_type=Path)
 @click.option("--out", required=True, type=FILE, help="JSONL file; goes on with an old one.")
 @click.option("-k", type=click.IntRange(0, 1000), default=3, show_default=True, help="Documents.")
 @click.option("--iterations", type=click.IntRange(1, 5), default=5, show_default=True)
-@click.option("--shown", type=click.IntRange(min=0), default=2, show_default=True, help="Shipped demonstrations the runs are shown.")
+@click.option(
+    "--shown",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Shipped demonstrations the runs are shown.",
+)
 @click.option("--want", type=click.IntRange(min=1), help="Stop at so many right ones.")
 @click.option("--model", help="Known name, path or hub id, in place of the workflow's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
