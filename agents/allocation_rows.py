@@ -225,8 +225,8 @@ def fit_lengths(found: Cells, dataset: str, strategy: str) -> Lengths:
     predicted = terms @ solution
     if predicted.min() <= 0:
         raise AllocationError(
-            f"the lengths of dataset {dataset!r}, strategy {strategy!r} follow no prompt that grows "
-            "with k, m and n; check the rows"
+            f"the lengths of dataset {dataset!r}, strategy {strategy!r} follow no prompt that "
+            "grows with k, m and n; check the rows"
         )
     factor = max(1.0, float((measured_lengths / predicted).max()))
     return Lengths(strategy, tuple(float(value) for value in solution), factor)

@@ -1,4 +1,4 @@
-"""`ragwright allocate`: fit, check and use the computation allocation model of DRAG and IterDRAG."""
+"""`ragwright allocate`: fit, check and use the computation allocation model."""
 
 from __future__ import annotations
 

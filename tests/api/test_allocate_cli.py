@@ -95,7 +95,7 @@ def test_runs_become_demonstrations_if_they_are_right(ragwright: Ragwright, tmp_
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"question": "x"}', '{"question": " ", "answer": ""}']
+    "text", ["{", "[]", '{"question": "x"}', '{"question": " ", "answer": "x"}']
 )
 def test_bad_training_questions_are_refused(
     ragwright: Ragwright, tmp_path: Path, text: str
