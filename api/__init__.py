@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from api.agents import (
+        DRAG,
         RAPID,
         Agent,
         AgentResult,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         AutoRAG,
         Citation,
         ClosedBook,
+        IterDRAG,
         NaiveRAG,
         Reader,
         RunFailed,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from api.client import Client
 
 __all__ = [
+    "DRAG",
     "RAPID",
     "Agent",
     "AgentResult",
@@ -34,6 +37,7 @@ __all__ = [
     "Citation",
     "Client",
     "ClosedBook",
+    "IterDRAG",
     "NaiveRAG",
     "Reader",
     "RunFailed",

@@ -1,11 +1,21 @@
 """Agents: workflows as Python objects, with typed inputs and results."""
 
 from api.agents.agent import Agent, AgentOptions
-from api.agents.library import AGENTS, RAPID, AutoRAG, ClosedBook, NaiveRAG, Reader
+from api.agents.library import (
+    AGENTS,
+    DRAG,
+    RAPID,
+    AutoRAG,
+    ClosedBook,
+    IterDRAG,
+    NaiveRAG,
+    Reader,
+)
 from api.agents.results import AgentResult, Ask, Citation, RunFailed, Step
 
 __all__ = [
     "AGENTS",
+    "DRAG",
     "RAPID",
     "Agent",
     "AgentOptions",
@@ -14,6 +24,7 @@ __all__ = [
     "AutoRAG",
     "Citation",
     "ClosedBook",
+    "IterDRAG",
     "NaiveRAG",
     "Reader",
     "RunFailed",

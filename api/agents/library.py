@@ -199,9 +199,89 @@ class RAPID(Agent):
     run, stream, arun, astream = verbs(inputs)
 
 
+class DRAG(Agent):
+    """DRAG: one call over retrieved documents behind demonstrations that hold documents too.
+
+    Source: Yue et al., "Inference Scaling for Long-Context Retrieval Augmented Generation", arXiv
+    2410.04343, section 3.2. The best document stands last, next to the question. No weights are
+    trained. A prompt beyond the model's context is refused (`beyond_window`), never cut.
+
+    Needs documents (`docs` or `retriever`). Outputs: `answer`, `citations` (best first),
+    `effective_context_length` (input tokens of all calls, cached ones in full), `calls`.
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "drag"
+
+    @staticmethod
+    @given
+    def inputs(
+        question: str,
+        *,
+        k: int = 5,
+        demonstrations: int = 2,
+        pool: list[dict[str, Any]] | None = None,
+        max_tokens: int = 64,
+    ) -> None:
+        """Inputs of DRAG.
+
+        - `question`: what to answer; it is the query too.
+        - `k`: documents in the test part and in each demonstration, 0 to 1000.
+        - `demonstrations`: how many are shown, 0 to 256 (m of the paper); eight are shipped.
+        - `pool`: demonstrations in place of the shipped ones, as `ragwright demonstrations` builds.
+        - `max_tokens`: most tokens of the answer.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
+class IterDRAG(Agent):
+    """IterDRAG: follow-up questions with documents of their own until a final answer.
+
+    Source: Yue et al., "Inference Scaling for Long-Context Retrieval Augmented Generation", arXiv
+    2410.04343, section 3.3. Every call writes one line under constrained decoding: a follow-up
+    question, its intermediate answer, or the final answer, which is forced after `iterations`.
+
+    Needs documents (`docs` or `retriever`) and an engine that keeps to grammars. Outputs: `answer`,
+    `citations` (in the order of the document block), `iterations`, `effective_context_length`
+    (input tokens of all calls, cached ones in full), `calls`, `demonstration` (the run as `pool`
+    takes it).
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "iter_drag"
+
+    @staticmethod
+    @given
+    def inputs(
+        question: str,
+        *,
+        k: int = 3,
+        demonstrations: int = 2,
+        iterations: int = 5,
+        pool: list[dict[str, Any]] | None = None,
+        max_tokens: int = 64,
+    ) -> None:
+        """Inputs of IterDRAG.
+
+        - `question`: what to answer; it is the first query too.
+        - `k`: documents per search, in each demonstration too, 0 to 1000.
+        - `demonstrations`: how many are shown, 0 to 256 (m of the paper); eight are shipped.
+        - `iterations`: follow-up questions before the final answer is forced, 1 to 5.
+        - `pool`: demonstrations in place of the shipped ones, as `ragwright demonstrations` builds.
+        - `max_tokens`: most tokens of a line, at least 32.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
 AGENTS: dict[str, type[Agent]] = {
     "auto_rag": AutoRAG,
     "closed_book": ClosedBook,
+    "drag": DRAG,
+    "iter_drag": IterDRAG,
     "naive_rag": NaiveRAG,
     "rapid": RAPID,
     "reader": Reader,

@@ -19,6 +19,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("api.cli.worker:worker", "Run queued jobs."),
     "submit": ("api.cli.submit:submit", "Queue a run as a job."),
     "jobs": ("api.cli.jobs:jobs", "List, show, cancel, wait for, resume and retry jobs."),
+    "demonstrations": (
+        "api.cli.demonstrations:demonstrations",
+        "Build demonstrations for DRAG and IterDRAG.",
+    ),
+    "allocate": (
+        "api.cli.allocate:allocate",
+        "Choose k, m and n for a budget of input tokens.",
+    ),
     "bench": ("api.cli.bench:bench", "Measure speed against named peers."),
     "schema": ("api.cli.workflows:schema", "Print the JSON Schema of the workflow format."),
 }

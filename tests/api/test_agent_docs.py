@@ -1,4 +1,4 @@
-"""The examples of docs/agents.md and docs/observability.md run as they stand."""
+"""The examples of docs/agents.md, docs/drag.md and docs/observability.md run as they stand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["redis_url", "settings", "site", "tiny"]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXAMPLES = {
     f"{page} {number}": text
-    for page in ("agents", "observability")
+    for page in ("agents", "drag", "observability")
     for number, text in enumerate(PYTHON.findall((ROOT / "docs" / f"{page}.md").read_text("utf-8")))
 }
 AGAINST_A_SERVER = [name for name, text in EXAMPLES.items() if "RAGWRIGHT_URL" in text]

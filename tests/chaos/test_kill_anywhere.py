@@ -69,6 +69,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "auto_rag.all_read": ("auto_rag", {**AUTO, "passages_per_round": 3, "max_rounds": 2}),
     "reader": ("reader", {"max_tokens": 12, "passages": [{"title": "A", "text": "B."}]}),
     "rapid": ("rapid", {"max_tokens": 12, "draft_tokens": 40, "threshold": 0.0}),
+    "drag": ("drag", {"max_tokens": 12, "k": 2, "demonstrations": 0}),
+    "iter_drag": (
+        "iter_drag",
+        {"max_tokens": 32, "k": 1, "demonstrations": 0, "iterations": 1},
+    ),
     "woven": ("woven.yaml", {}),
 }
 

@@ -33,6 +33,15 @@ AUTO_RAG = {
     "answer": "text",
 }
 
+ITER_DRAG = {
+    "documents": [HIT],
+    "chain": [{"question": "how", "documents": [HIT], "answer": None}],
+    "iteration": 0,
+    "effective_context_length": 7,
+    "calls": 1,
+    "answer": "text",
+}
+
 # A row here for every row of the table: options, and the state the node is run on.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "set": ({"values": {"a": 1, "b": [True, None]}}, {}),
@@ -49,7 +58,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "auto_rag.conclude": ({}, AUTO_RAG),
     "rapid.select": ({"hits": [HIT]}, {}),
     "rapid.answer": ({"question": "Why?", "context": [HIT], "excerpt": [HIT]}, {}),
+    "drag.answer": ({"question": "Why?", "passages": [HIT], "k": 1, "demonstrations": 2}, {}),
+    "iter_drag.open": ({"hits": [HIT]}, {}),
+    "iter_drag.line": ({"question": "Why?", "k": 1, "demonstrations": 1}, ITER_DRAG),
+    "iter_drag.read": ({"hits": [HIT]}, ITER_DRAG),
+    "iter_drag.conclude": ({"question": "Why?"}, ITER_DRAG),
 }
+SAYS = {"iter_drag.line": "Intermediate answer: so"}
+"""What the model says to a node that is particular about it."""
 
 
 class _Context:
@@ -57,14 +73,14 @@ class _Context:
 
     inputs: Mapping[str, Any] = {"question": "Why?"}
 
-    def __init__(self) -> None:
+    def __init__(self, says: str = "Seen.\nRefined Query: because") -> None:
+        self.says = says
         self.called: set[str] = set()
         self.notes: dict[str, Any] = {}
 
     async def generate(self, prompt: Sequence[Message] | str, **_: Any) -> Output:
         self.called.add("generate")
-        text = "Seen.\nRefined Query: because"
-        return Output("r", text, (1, 2), FinishReason.STOP, Usage(), Stats())
+        return Output("r", self.says, (1, 2), FinishReason.STOP, Usage(), Stats())
 
     async def equipped(self, name: str) -> bool:
         self.called.add("equipped")
@@ -92,7 +108,7 @@ class _Context:
 
 def _run(kind: str) -> tuple[dict[str, Any], _Context]:
     options, state = CASES[kind]
-    context, before = _Context(), copy.deepcopy(state)
+    context, before = _Context(*filter(None, [SAYS.get(kind)])), copy.deepcopy(state)
     update = asyncio.run(NODES[kind].model_validate(options).run(state, context))
     assert state == before, "a node returns what changes and leaves the state alone"
     return update, context
@@ -130,7 +146,9 @@ def test_a_node_declares_what_it_calls(kind: str) -> None:
 def test_a_node_reads_no_more_than_it_declares(kind: str) -> None:
     options, state = CASES[kind]
     declared = {key: state[key] for key in NODES[kind].reads}
-    asyncio.run(NODES[kind].model_validate(options).run(declared, _Context()))
+    asyncio.run(
+        NODES[kind].model_validate(options).run(declared, _Context(*filter(None, [SAYS.get(kind)])))
+    )
 
 
 @pytest.mark.parametrize("kind", NODES)

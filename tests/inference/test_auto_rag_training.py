@@ -109,7 +109,7 @@ def test_what_is_extracted_follows_the_titles_that_the_document_shows() -> None:
                 r"Document \d+ (?:holds|has passages on|is about) (.*?)\. ", turn.reasoning
             )
             if listed is None:
-                assert one.ending == "parametric" and turn is turns(one)[-1]
+                assert one.ending == "parametric" and turn == turns(one)[-1]
                 continue
             lines = document.partition(": ")[2].split("\n")
             titles = listed[1].split("; ")

@@ -12,7 +12,14 @@ from workflows.nodes.auto_rag import (
 )
 from workflows.nodes.base import Node
 from workflows.nodes.basic import CallWorkflow, Generate, Retrieve, Set
+from workflows.nodes.drag import DRAGAnswer
 from workflows.nodes.interrupt import Interrupt
+from workflows.nodes.iter_drag import (
+    IterDRAGConclude,
+    IterDRAGLine,
+    IterDRAGOpen,
+    IterDRAGRead,
+)
 from workflows.nodes.rapid import RapidAnswer, RapidSelect
 from workflows.nodes.reader import ReaderAnswer
 
@@ -31,4 +38,9 @@ NODES: dict[str, type[Node]] = {
     "auto_rag.conclude": AutoRAGConclude,
     "rapid.select": RapidSelect,
     "rapid.answer": RapidAnswer,
+    "drag.answer": DRAGAnswer,
+    "iter_drag.open": IterDRAGOpen,
+    "iter_drag.line": IterDRAGLine,
+    "iter_drag.read": IterDRAGRead,
+    "iter_drag.conclude": IterDRAGConclude,
 }
