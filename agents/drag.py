@@ -7,6 +7,7 @@ Source: Yue et al., "Inference Scaling for Long-Context Retrieval Augmented Gene
 Deviations:
 - Documents are passages of the index, each on one line behind its title, with white space
   collapsed; the paper cuts Wikipedia documents at 1,024 words. The retriever is the workflow's.
+- The prompt is a text to be completed, or with `chat` one message; the paper's is a chat model.
 - An answer of DRAG ends with its line, as a plain completion would go on with another question.
 - IterDRAG offers only the kinds of line that can stand at a place: an intermediate answer behind a
   follow-up question and nowhere else. The paper leaves the place to the model.

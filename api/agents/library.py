@@ -222,6 +222,7 @@ class DRAG(Agent):
         k: int = 5,
         demonstrations: int = 2,
         pool: list[dict[str, Any]] | None = None,
+        chat: bool = False,
         max_tokens: int = 64,
     ) -> None:
         """Inputs of DRAG.
@@ -230,6 +231,7 @@ class DRAG(Agent):
         - `k`: documents in the test part and in each demonstration, 0 to 1000.
         - `demonstrations`: how many are shown, 0 to 256 (m of the paper); eight are shipped.
         - `pool`: demonstrations in place of the shipped ones, as `ragwright demonstrations` builds.
+        - `chat`: send the prompt as a chat message instead of a text to be completed.
         - `max_tokens`: most tokens of the answer.
         """
 
@@ -262,6 +264,7 @@ class IterDRAG(Agent):
         demonstrations: int = 2,
         iterations: int = 5,
         pool: list[dict[str, Any]] | None = None,
+        chat: bool = False,
         max_tokens: int = 64,
     ) -> None:
         """Inputs of IterDRAG.
@@ -271,6 +274,7 @@ class IterDRAG(Agent):
         - `demonstrations`: how many are shown, 0 to 256 (m of the paper); eight are shipped.
         - `iterations`: follow-up questions before the final answer is forced, 1 to 5.
         - `pool`: demonstrations in place of the shipped ones, as `ragwright demonstrations` builds.
+        - `chat`: send the prompt as a chat message instead of a text to be completed.
         - `max_tokens`: most tokens of a line, at least 32.
         """
 

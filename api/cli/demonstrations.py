@@ -107,17 +107,22 @@ def _lines(path: Path, *, must_exist: bool = False) -> list[dict[str, Any]]:
 
     if not must_exist and not path.exists():
         return []
-    found = []
     try:
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            value = json.loads(text) if text.strip() else None
-            if value is not None and not isinstance(value, dict):
-                raise DemonstrationError(f"{path}:{number}: a line is a JSON object")
-            if value is not None:
-                found.append(value)
-    except (OSError, ValueError, RecursionError) as error:
-        remedy = "" if must_exist else "; a line that was cut by a kill may be deleted"
-        raise DemonstrationError(f"{path} cannot be read: {error}{remedy}") from None
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemonstrationError(f"{path} cannot be read: {error}") from None
+    found = []
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            remedy = "" if must_exist else "; if a kill cut this line, delete it"
+            raise DemonstrationError(f"{path}:{number} is no JSON ({error}){remedy}") from None
+        if not isinstance(value, dict):
+            raise DemonstrationError(f"{path}:{number}: a line is a JSON object")
+        found.append(value)
     if not must_exist and any("question" not in each or "kept" not in each for each in found):
         raise DemonstrationError(f"{path} is no file of demonstrations; give --out another name")
     return found

@@ -100,6 +100,16 @@ def test_drag_reads_once_with_the_best_document_last(run: Run, index: Path) -> N
     assert out["effective_context_length"] == engine.count_tokens(request)
 
 
+@pytest.mark.parametrize("name", ["drag", "iter_drag"])
+def test_as_a_chat_message_it_says_the_same(run: Run, index: Path, name: str) -> None:
+    plain, chat = (speaking("So the final answer is: x\n") for _ in range(2))
+    run(name, {"question": QUESTION}, engine=plain, index=index)
+    result = run(name, {"question": QUESTION, "chat": True}, engine=chat, index=index)
+    (message,) = chat.requests[0].messages or []
+    assert (message.role, message.content) == ("user", plain.requests[0].prompt)
+    assert result.outputs["effective_context_length"] == chat.count_tokens(chat.requests[0])
+
+
 def test_without_documents_nothing_is_searched(run: Run, index: Path) -> None:
     for name, says in (("drag", "x"), ("iter_drag", "So the final answer is: x")):
         result = run(name, {"question": QUESTION, "k": 0}, engine=speaking(says), index=index)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from agents import drag
-from inference import Output
+from inference import Message, Output
 from inference.errors import PromptTooLong
 from workflows.nodes.base import Node, NodeContext, State
 
@@ -15,8 +15,9 @@ from workflows.nodes.base import Node, NodeContext, State
 class DRAGAnswer(Node):
     """Answers from the passages (best first) behind `demonstrations` solved questions.
 
-    `pool` holds demonstrations in place of the shipped ones. A prompt beyond the model's context
-    is refused (`beyond_window`).
+    `pool` holds demonstrations in place of the shipped ones. With `chat` the prompt is one message
+    of a user under the model's chat template, else it is completed as it stands. A prompt beyond
+    the model's context is refused (`beyond_window`).
     """
 
     question: str = Field(min_length=1)
@@ -24,6 +25,7 @@ class DRAGAnswer(Node):
     k: int = Field(ge=0)
     demonstrations: int = Field(default=0, ge=0)
     pool: list[dict[str, Any]] | None = None
+    chat: bool = False
     max_tokens: int = Field(default=64, ge=1)
 
     writes: ClassVar[dict[str, str]] = {
@@ -39,7 +41,12 @@ class DRAGAnswer(Node):
         given = drag.demonstrations(self.k, self.demonstrations, self.pool or ())
         prompt = drag.drag_prompt(self.question, self.passages, given)
         output = await ask(
-            context, prompt, self.max_tokens, (self.k, self.demonstrations, 1), stop=("\n",)
+            context,
+            prompt,
+            self.max_tokens,
+            (self.k, self.demonstrations, 1),
+            chat=self.chat,
+            stop=("\n",),
         )
         note(context, output, given)
         context.note(text=output.text.strip())
@@ -56,11 +63,14 @@ async def ask(
     prompt: str,
     max_tokens: int,
     theta: tuple[int, int, int],
+    *,
+    chat: bool,
     stop: tuple[str, ...] = (),
 ) -> Output:
     """One generation; raises BeyondWindow, which names theta, if the prompt does not fit."""
     try:
-        return await context.generate(prompt, max_tokens=max_tokens, stop=stop)
+        asked = [Message("user", prompt)] if chat else prompt
+        return await context.generate(asked, max_tokens=max_tokens, stop=stop)
     except PromptTooLong as error:
         k, m, n = theta
         raise drag.refused(error, k=k, m=m, n=n) from None

@@ -49,9 +49,10 @@ class IterDRAGOpen(Node):
 class IterDRAGLine(Node):
     """Generates one line and reads what it is: follow_up, intermediate or final.
 
-    The node needs a grammar that allows lines of `agents.drag.PREFIXES` only. A prompt beyond the
-    model's context is refused (`beyond_window`); a line that `max_tokens` cuts counts as it
-    stands, and the trace says so (`finish_reason`).
+    With `chat` the prompt is one message of a user under the model's chat template, else it is
+    completed as it stands. The node needs a grammar that allows lines of `agents.drag.PREFIXES`
+    only. A prompt beyond the model's context is refused (`beyond_window`); a line that
+    `max_tokens` cuts counts as it stands, and the trace says so (`finish_reason`).
     """
 
     question: str = Field(min_length=1)
@@ -59,6 +60,7 @@ class IterDRAGLine(Node):
     demonstrations: int = Field(default=0, ge=0)
     iterations: int = Field(default=5, ge=1)
     pool: list[dict[str, Any]] | None = None
+    chat: bool = False
     max_tokens: int = Field(default=64, ge=32)
 
     reads: ClassVar[tuple[str, ...]] = (
@@ -85,7 +87,7 @@ class IterDRAGLine(Node):
         steps = steps_of(state["chain"])
         prompt = drag.iter_drag_prompt(self.question, state["documents"], steps, given)
         theta = (self.k, self.demonstrations, self.iterations)
-        output = await ask(context, prompt, self.max_tokens, theta)
+        output = await ask(context, prompt, self.max_tokens, theta, chat=self.chat)
         kind, text = drag.parse_line(output.text)
         note(context, output, given)
         context.note(kind=kind.value, text=text)
