@@ -163,9 +163,7 @@ def mlag(seen: Watched, position: int, config: MlagConfig) -> float:
     return scale(position / seen.context_length, config) * gradient * doubt
 
 
-def first_trigger(
-    seen: Watched, behind: int, end: int, config: MlagConfig
-) -> Trigger | None:
+def first_trigger(seen: Watched, behind: int, end: int, config: MlagConfig) -> Trigger | None:
     """The first produced token at `behind` or later, before `end`, that asks for retrieval."""
     for position in range(max(seen.start, behind), min(end, len(seen.ids))):
         probability = float(seen.probabilities[position - seen.start])

@@ -7,11 +7,9 @@ texts themselves.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +133,7 @@ def save(calibration: AtlasCalibration, path: Path | None = None) -> Path:
 
 
 def find(model: str, digest: str, form: Form, window: int) -> AtlasCalibration:
-    """The calibration made here, or else the one that comes along, for exactly these weights.
+    """The calibration made here for exactly these weights.
 
     Raises InferenceInputError, naming the remedy, where there is none.
     """
@@ -148,12 +146,7 @@ def find(model: str, digest: str, form: Form, window: int) -> AtlasCalibration:
                 f"{path} holds no calibration of ATLAS ({error.error_count()} faults); delete it "
                 "and calibrate again"
             ) from None
-    text = files("agents").joinpath("atlas_shipped.json").read_text(encoding="utf-8")
-    for row in map(AtlasCalibration.model_validate, json.loads(text)):
-        if (row.base_digest, row.form, row.window) == (digest, form, window):
-            return row
     raise InferenceInputError(
-        f"model {model!r} has no ATLAS thresholds for form {form!r} and window {window}; run "
-        f"`ragwright atlas calibrate --model {model} --docs FOLDER --form {form} --window "
-        f"{window}`, or give max_probability and threshold"
+        f"model {model!r} has no ATLAS thresholds for form {form!r} and window {window}; make them "
+        "with agents.atlas_calibration.calibrate and save, or give max_probability and threshold"
     )

@@ -119,4 +119,3 @@ class Watch:
             output.finish_reason,
             self.engine.context_length,
         )
-

@@ -140,7 +140,9 @@ class StepContext:
                     f"node {self.node!r} goes back inside its generation and asks for {what}, "
                     "which holds for whole answers only; leave it out"
                 )
-        params = replace(params, max_tokens=min(max_tokens, self.sampling.get("max_tokens") or max_tokens))
+        params = replace(
+            params, max_tokens=min(max_tokens, self.sampling.get("max_tokens") or max_tokens)
+        )
         if self.sampling.get("seed") is None:
             params = replace(params, seed=self._seed(1))
         request = Request(
