@@ -49,8 +49,9 @@ class Taps:
 
     `hidden` are 0 to the number of layers, `heads` and `attention` 0 to one less; negative numbers
     count from the end. Rows of attention of positions before `attention_from` are not computed:
-    those of a long prompt are the largest thing that taps can show. With `logits` the sink also gets a `Choice` per token. The prompt of a
-    request with taps is computed anew, so that all of it is shown.
+    those of a long prompt are the largest thing that taps can show. With `logits` the sink also
+    gets a `Choice` per token. The prompt of a request with taps is computed anew, so that all of
+    it is shown.
     """
 
     sink: Callable[[Tapped | Choice], object]
