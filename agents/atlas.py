@@ -250,7 +250,7 @@ def mlag(seen: Watched, position: int, config: MlagConfig) -> float:
     rows = seen.attention.shape[2]
     if not is_content(seen.pieces[position]) or at >= rows or position < 1:
         return 0.0
-    attention, probability = np.asarray(seen.attention), float(seen.probabilities[at])
+    attention, probability = np.asarray(seen.attention, np.float64), float(seen.probabilities[at])
     gradient = layer_gradient(attention, seen.start, position, config)
     doubt = uncertainty(attention, seen.start, position, probability, config)
     return scale(position / seen.context_length, config) * gradient * doubt
@@ -342,7 +342,7 @@ def prompt(
             fill(prompts["passage"], number=str(number), title=one["title"], text=one["text"])
             for number, one in enumerate(passages, start=1)
         )
-        asked = fill(prompts["passages"], passages=shown, prompt=question)
+        asked = fill(prompts["passages"], passages=shown, question=question)
     return [Message("system", system or prompts["system"]), Message("user", asked)]
 
 

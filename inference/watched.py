@@ -93,7 +93,7 @@ class Watch:
             self._probabilities.append(float((raw[seen.token] - raw.logsumexp(-1)).exp()))
             return
         mixed = sum(state.float() * self._weights[at] for at, state in seen.hidden.items())
-        for position, state in zip(seen.positions, mixed.cpu().numpy(), strict=True):  # type: ignore[union-attr]
+        for position, state in zip(seen.positions, mixed.cpu().numpy(), strict=True):
             self._states[position] = state
         behind = [at for at in seen.positions if at >= len(self.ids)]
         layers = [seen.attention[at].cpu().numpy() for at in sorted(seen.attention)]

@@ -167,3 +167,10 @@ def test_thresholds_meet_their_rates_and_belong_to_their_weights(
     assert find("tiny", made.base_digest, "lookahead", 16) == made
     with pytest.raises(InferenceInputError, match="or give max_probability and threshold"):
         find("other", "0" * 32, "lookahead", 16)
+
+
+def test_passages_stand_before_the_question() -> None:
+    said = atlas.prompt("Who?", [{"title": "Mill", "text": "It was $5."}])[1].content
+    assert said == "Passages:\n[1] Mill: It was $5.\n\nWho?"
+    assert atlas.prompt("Who?", [])[1].content == "Who?"
+    assert "Harrow Bridge" in atlas.query_prompt(["Harrow", "Bridge"])[0].content
