@@ -96,6 +96,38 @@ class Equippable(Protocol):
         ...
 
 
+@runtime_checkable
+class Watchable(Protocol):
+    """An engine that shows what its model attends to, token by token."""
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        ...
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        ...
+
+    @property
+    def weights_digest(self) -> str:
+        """Digest of configuration and weights: for whom a threshold was calibrated."""
+        ...
+
+    def encode(self, request: Request) -> list[int]:
+        """Token ids of a request's prompt."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without control tokens."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token, with the space before a word; "" for control tokens."""
+        ...
+
+
 class EngineConfig(BaseModel):
     """Options of one engine as they stand in a workflow file."""
 

@@ -18,7 +18,8 @@ class Tapped:
 
     `hidden[i]` [tokens, hidden] is the input of layer i, or the final normed state for i = number
     of layers. `queries`, `keys`, `values` [tokens, heads, head_dim] are those before rotation.
-    `attention[i]` [heads, tokens, entries] are the weights after softmax.
+    `attention[i]` [heads, tokens, entries] are the weights after softmax, of those tokens alone
+    that stand at `Taps.attention_from` or behind it; a step without such tokens has none.
     """
 
     positions: tuple[int, ...]
@@ -47,8 +48,10 @@ class Taps:
     """Which layers to show; `sink` is called in the step thread and must be quick.
 
     `hidden` are 0 to the number of layers, `heads` and `attention` 0 to one less; negative numbers
-    count from the end. With `logits` the sink also gets a `Choice` per token. The prompt of a
-    request with taps is computed anew, so that all of it is shown.
+    count from the end. Rows of attention of positions before `attention_from` are not computed:
+    those of a long prompt are the largest thing that taps can show. With `logits` the sink also
+    gets a `Choice` per token. The prompt of a request with taps is computed anew, so that all of
+    it is shown.
     """
 
     sink: Callable[[Tapped | Choice], object]
@@ -56,6 +59,7 @@ class Taps:
     heads: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     logits: bool = False
+    attention_from: int = 0
 
     def resolved(self, layers: int) -> Taps:
         """The same with layer numbers counted from 0; InferenceInputError for one there is not."""
@@ -65,6 +69,7 @@ class Taps:
             _resolve("heads", self.heads, layers),
             _resolve("attention", self.attention, layers),
             self.logits,
+            self.attention_from,
         )
 
 

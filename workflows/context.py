@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from langgraph.types import interrupt
 
 from inference import Capability, Engine, Message, Output, Request, SamplingParams, Usage
-from inference.engine import Equippable
+from inference.engine import Equippable, Watchable
 from inference.kv import Full
 from inference.speculative import spell
+from inference.watched import Watch, Watched
 from retrieval import Hit
+from workflows.errors import WorkflowInputError
 from workflows.events import ModelCalled, Retrieved, TextDelta, TokensProduced
 
 if TYPE_CHECKING:
@@ -108,6 +110,65 @@ class StepContext:
         output.raise_if_failed()
         return output
 
+    async def watch(
+        self,
+        prompt: Sequence[Message],
+        *,
+        kept: Sequence[int] = (),
+        max_tokens: int,
+        weights: Sequence[float] | None = None,
+    ) -> Watched:
+        """One generation behind the tokens `kept`, with what the model attended to.
+
+        It is neither streamed nor kept in the journal, because it may be taken back. All of a step
+        draw with one seed, so that going on gives what one generation would. Raises
+        WorkflowInputError where the node asks for what ends or shapes whole answers only.
+        """
+        node = self.scope.spec.nodes[self.node]
+        engine = await self.scope.resources.engine(node.engine)
+        self.calls += 1
+        params = self._params(None, ())
+        asked = {
+            "a grammar": node.grammar is not None,
+            "a drafter": node.drafts() is not None,
+            "a kv policy": node.policy() is not None,
+            "stop strings": bool(params.stop),
+        }
+        for what, wanted in asked.items():
+            if wanted:
+                raise WorkflowInputError(
+                    f"node {self.node!r} goes back inside its generation and asks for {what}, "
+                    "which holds for whole answers only; leave it out"
+                )
+        params = replace(
+            params, max_tokens=min(max_tokens, self.sampling.get("max_tokens") or max_tokens)
+        )
+        if self.sampling.get("seed") is None:
+            params = replace(params, seed=self._seed(1))
+        request = Request(
+            messages=list(prompt),
+            sampling=params,
+            seconds=self._seconds_left(),
+            adapters=node.adapters,
+            tenant=self.scope.tenant,
+        )
+        watch = Watch(engine, request, kept, weights)
+        request = self._within_budget(engine, watch.request)
+        call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
+        output = await self._run(call, request)
+        output.raise_if_failed()
+        return await asyncio.to_thread(watch.result, output)
+
+    async def watched_model(self) -> Watchable:
+        """The node's engine, for its digest, layers and decoding; WorkflowInputError without."""
+        engine = await self.scope.resources.engine(self.scope.spec.nodes[self.node].engine)
+        if not isinstance(engine, Watchable):
+            raise WorkflowInputError(
+                f"node {self.node!r} watches attention, which engine "
+                f"{type(engine).__name__} does not show; use the native engine"
+            )
+        return engine
+
     async def equipped(self, name: str) -> bool:
         """Whether the shipped adapter `name` fits the node's engine, which then has it.
 
@@ -172,9 +233,9 @@ class StepContext:
         given.setdefault("seed", self._seed())
         return SamplingParams(**given)
 
-    def _seed(self) -> int:
+    def _seed(self, call: int | None = None) -> int:
         """A seed of its own for every generation of the run, the same when the run is replayed."""
-        origin = f"{self.scope.seed}/{self.scope.path}{self.task}/{self.calls}"
+        origin = f"{self.scope.seed}/{self.scope.path}{self.task}/{call or self.calls}"
         return int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8], "big")
 
     async def _run(self, call: Call, request: Request) -> Output:
@@ -184,7 +245,8 @@ class StepContext:
         streams = Capability.STREAM in engine.capabilities
         if self.scope.journalled and not streams:
             self.note(warm_resume=f"engine {call.resource!r} does not stream: a kill loses tokens")
-        wanted = streams and (self.scope.stream_text or self.scope.journalled)
+        watched = request.taps is not None  # it may be taken back
+        wanted = streams and not watched and (self.scope.stream_text or self.scope.journalled)
         work = asyncio.ensure_future(
             self._stream(call, request) if wanted else _generate(engine, request)
         )

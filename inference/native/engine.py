@@ -319,6 +319,30 @@ class NativeEngine:
         ids: list[int] = self._model().tokenizer.encode(text, add_special_tokens=False)
         return ids
 
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return int(self._model().config.num_hidden_layers)
+
+    @property
+    def weights_digest(self) -> str:
+        """Digest of configuration and weights, in whatever type they run."""
+        return self._model().weights_digest
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without control tokens."""
+        return self._model().decode(list(ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token, with the space before a word; "" for control tokens."""
+        model = self._model()
+        names = model.tokenizer.convert_ids_to_tokens(list(ids))
+        texts = [model.decode([one]) for one in ids]
+        return [
+            f" {text}" if name.startswith("\u2581") and text[:1] != " " else text
+            for name, text in zip(names, texts, strict=True)
+        ]
+
     def abort(self, request_id: str) -> bool:
         """Stop a running request at its next step; False if it is not running."""
         loaded = self._loaded

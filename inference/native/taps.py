@@ -53,11 +53,14 @@ class Recorder:
         """Weights after softmax, computed once more because the kernel does not give them."""
         for view, tap in self._watched(step):
             if layer in tap.attention and view.cache is None:
+                skipped = sum(at < tap.attention_from for at in view.positions)
+                if view.start + skipped == view.end:
+                    continue
                 keys, _ = step.store.read(layer, view.runs)
                 weights = _weights(
-                    heads.query[view.start : view.end],
+                    heads.query[view.start + skipped : view.end],
                     keys.transpose(0, 1),
-                    step.mask(view, window),
+                    step.mask(view, window)[skipped:],
                     scale,
                 )
                 _put(self.found[view.key].attention, layer, weights)

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from inference import Capability, Message, Output
+from inference.engine import Watchable
+from inference.watched import Watched
 from retrieval import Hit
 
 State = Mapping[str, Any]
@@ -37,6 +39,24 @@ class NodeContext(Protocol):
         The node's drafter may copy from `references`, and reads `draft_prompt` in place of the
         prompt if it is a model. `trained` is a shipped adapter that `equipped` has promised.
         """
+        ...
+
+    async def watch(
+        self,
+        prompt: Sequence[Message],
+        *,
+        kept: Sequence[int] = (),
+        max_tokens: int,
+        weights: Sequence[float] | None = None,
+    ) -> Watched:
+        """One generation behind the tokens `kept`, with what the model attended to.
+
+        `weights` mix the hidden states of the layers, embedding first.
+        """
+        ...
+
+    async def watched_model(self) -> Watchable:
+        """The node's engine, for its digest, layers and decoding."""
         ...
 
     async def equipped(self, name: str) -> bool:
