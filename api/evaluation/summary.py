@@ -112,7 +112,9 @@ def _equal(questions: Sequence[Question], table: Mapping[str, Sequence[Row]]) ->
     Only questions count of which every workflow that reads has read a passage.
     """
     found: dict[str, list[float]] = {name: [] for name in table}
-    reading = [name for name, rows in table.items() if any(row.citations for row in rows)]
+    reading = [
+        name for name, rows in table.items() if any(row.citations is not None for row in rows)
+    ]
     for place, question in enumerate(questions):
         read = {name: table[name][place].citations or [] for name in reading}
         most = min((len(distinct(one)) for one in read.values()), default=0)

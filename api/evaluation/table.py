@@ -27,6 +27,8 @@ COUNTS = {
     "forced_right": "forced and right",
     "malformed_turns": "malformed turns",
 }
+LONGEST = 24
+"""Characters of a workflow's name above which the tables call it by a number."""
 Grid = list[list[str]]
 
 
@@ -80,9 +82,15 @@ def _down(rows: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def text_of(result: Mapping[str, Any]) -> str:
-    """All tables as aligned text."""
+    """All tables as aligned text; long names of workflows are told once, by number."""
+    labels = [one["workflow"] for one in result.get("workflows", ())]
+    short = {name: name for name in labels}
     parts = []
+    if any(len(name) > LONGEST for name in labels):
+        short = {name: f"{at} {name.partition(':')[0]}" for at, name in enumerate(labels, start=1)}
+        parts.append("\n".join(f"{at} = {name}" for at, name in enumerate(labels, start=1)))
     for heading, grid in grids(result):
+        grid[0] = [short.get(name, name) for name in grid[0]]
         widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
         lines = [
             "  ".join([f"{line[0]:<{widths[0]}}", *_right(line[1:], widths[1:])]) for line in grid
