@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "api.cli.allocate:allocate",
         "Choose k, m and n for a budget of input tokens.",
     ),
+    "eval": ("api.cli.eval:eval_", "Compare workflows over a set of questions."),
     "bench": ("api.cli.bench:bench", "Measure speed against named peers."),
     "schema": ("api.cli.workflows:schema", "Print the JSON Schema of the workflow format."),
 }

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from api.evaluation.scores import exact_match, supporting_recall
 from inference.adapters import shipped
 from inference.engine import NativeConfig
 from inference.training.hops import write_hops
@@ -31,17 +30,6 @@ from workflows.runtime import RunOptions, RunResult, execute
 
 NAMES = {"auto_rag": "auto-rag-default", "naive_rag": "reader-default"}
 SEED = 0
-
-
-def normal(text: str) -> str:
-    """Lower case, no articles, no punctuation: the normalisation of SQuAD's exact match."""
-    bare = "".join(" " if one in string.punctuation else one for one in text.casefold())
-    return " ".join(word for word in bare.split() if word not in {"a", "an", "the"})
-
-
-def right(answer: str, row: dict[str, Any]) -> bool:
-    """Exact match with the answer or one of its aliases."""
-    return normal(answer) in {normal(gold) for gold in (row["answer"], *row["aliases"])}
 
 
 def chosen(rows: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
@@ -80,21 +68,17 @@ def scores(rows: Sequence[dict[str, Any]], results: Sequence[RunResult]) -> dict
         pairs = [(row, r) for row, r in zip(rows, results, strict=True) if row["hops"] == hops]
         outputs = [(row, result.outputs) for row, result in pairs if result.outputs]
         read = [
-            {Path(re.split("#", one["document_id"])[0]).stem for one in out.get("citations", ())}
-            for _, out in outputs
+            supporting_recall([f"{one}.txt" for one in row["supporting"]], out.get("citations", ()))
+            for row, out in outputs
+        ]
+        right = [
+            exact_match(str(out.get("answer") or ""), (row["answer"], *row["aliases"]))
+            for row, out in outputs
         ]
         of: dict[str, Any] = {
             "n": len(pairs),
-            "exact_match": sum(right(str(out.get("answer") or ""), row) for row, out in outputs),
-            "supporting_read": round(
-                fmean(
-                    len(ids & set(row["supporting"])) / len(row["supporting"])
-                    for (row, _), ids in zip(outputs, read, strict=True)
-                ),
-                3,
-            )
-            if outputs
-            else None,
+            "exact_match": int(sum(right)),
+            "supporting_read": round(fmean(read), 3) if read else None,
         }
         if outputs and "rounds" in outputs[0][1]:
             of |= {

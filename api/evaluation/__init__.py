@@ -1,0 +1,1 @@
+"""Evaluation: workflows over a set of questions, scored, with intervals and a manifest."""
