@@ -19,7 +19,10 @@ from tests.house.source import ROOT
 
 ECHO = """
 name: echo
-inputs: {question: {type: string}, passages: {type: list, default: []}, n: {type: integer, default: 1}}
+inputs:
+  question: {type: string}
+  passages: {type: list, default: []}
+  n: {type: integer, default: 1}
 nodes: {put: {use: set, with: {values: {text: "${inputs.question}"}}}}
 edges: [{from: start, to: put}, {from: put, to: end}]
 outputs: {answer: "${state.text}"}
