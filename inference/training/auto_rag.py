@@ -40,12 +40,13 @@ from inference.training.hops import build
 from inference.training.loop import Plan
 from inference.training.lora import LoraOptions, train_lora
 from inference.training.seeds import Passage, read_passages
-from inference.training.traces import Dialogue, of_base, of_prose, read, tell, texts
+from inference.training.stories import of_base, of_prose, written
+from inference.training.traces import Dialogue, read, tell
 
 RECIPES = {"auto_rag": tell, "reader": read}
 HOPS = (1, 1, 2, 2, 2, 3, 3)
 """How often a trace has so many hops."""
-PROSE = 0.1
+PROSE = 0.4
 """Share of the traces that are told over prose."""
 BASES = 6
 """Knowledge bases that traces are drawn from, all of split 'train'."""
@@ -66,7 +67,7 @@ def dialogues(
         for number, base in enumerate(bases)
         for hops in HOPS
     }
-    stories = of_prose(texts()["story"], prose)
+    stories = of_prose(written(), prose)
     found = []
     for _ in range(count):
         if draw.random() < PROSE:
@@ -224,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "hops": dict(Counter(one.hops for one in told)),
         "endings": dict(Counter(one.ending for one in told)),
         "rounds_without_use": sum(one.misses for one in told),
+        "found_together": sum(one.joined for one in told),
         "prose_passages": len(prose),
         "evaluation_questions_kept_out": len(asked),
     }

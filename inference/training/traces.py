@@ -7,24 +7,24 @@ answer is right; here templates write both, so that every trace is right by cons
 extracted begins with the titles of the passages: a small model sees from a list it has written
 whether what it needs is among them. The first query is the question: its words find the first
 passage as well as any, and in prose better than what a small model makes of them. Half of the
-rounds help, where the sheet has three quarters.
+rounds help, where the sheet has three quarters; and one may hold what two steps need, since a
+search for the question of a comparison finds both of its sides.
 """
 
 from __future__ import annotations
 
 import random
 import tomllib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
 from inference.requests import Message
-from inference.training.hops import Base, Fact, Question, once, words
 from inference.training.seeds import Passage
+from inference.training.stories import Step, Story
 
 TRACES = Path(__file__).with_name("traces.toml")
 
@@ -36,136 +36,34 @@ LOST = (2, 3, 4)
 """How many such rounds, drawn per trace: a retriever that finds nothing must be recognised."""
 PASSAGES = (1, 2, 2, 3, 3)
 """Passages of a round, drawn once per trace."""
-PAGE = 0.25
-"""Share of the traces whose passages are pages that state several facts of an entity."""
+TOGETHER = 0.25
+"""How often the passage of the next step comes along, where there is room for it."""
 
 Ending = Literal["retrieval", "parametric"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One hop: what is sought, how to ask for it, what is found and where."""
-
-    need: str
-    vague: str
-    """`need` before the hop's own subject is known."""
-    queries: tuple[str, ...]
-    found: tuple[str, ...]
-    tail: str
-    gold: Passage
-    near: tuple[Passage, ...]
-    """Passages that look alike and do not help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """A question and the steps to its answer, the tail of the last."""
-
-    question: str
-    steps: tuple[Step, ...]
-
-    @property
-    def answer(self) -> str:
-        """What the question asks for."""
-        return self.steps[-1].tail
-
-
-@dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Messages from the system's to the last assistant turn; `misses` rounds did not help."""
+    """Messages from the system's to the last assistant turn, told of `story`.
 
-    question: str
+    `misses` rounds did not help, and `joined` steps were found along with the one before.
+    """
+
+    story: Story
     messages: tuple[Message, ...]
-    hops: int
     misses: int
+    joined: int
     ending: Ending
 
+    @property
+    def question(self) -> str:
+        """What is asked."""
+        return self.story.question
 
-def of_base(base: Base, one: Question, draw: random.Random) -> Story:
-    """A story over the documents of a knowledge base."""
-    relations, kinds = words()["relations"], words()["kinds"]
-    paged = draw.random() < PAGE
-    numbered = draw.random() < 0.7
-    gold = {fact.document for fact in one.facts}
-    steps = []
-    for fact in one.facts:
-        texts = relations[fact.relation]
-        called = kinds[base.kinds[fact.head]]["called"]
-        near = _near(base, fact, gold, draw)
-        page = _page(fact, near, draw) if paged else [fact.document]
-        steps.append(
-            Step(
-                need=texts["need"].format(x=fact.head),
-                vague=once(texts["need"].format(x=called)),
-                queries=tuple(q.format(x=fact.head) for q in (*texts["seek"], *texts["ask"])),
-                found=tuple(f.format(x=fact.head, y=fact.tail) for f in texts["found"]),
-                tail=fact.tail,
-                gold=_passage(base, page, numbered),
-                near=tuple(_passage(base, [name], numbered) for name in near if name not in page),
-            )
-        )
-    return Story(one.text, tuple(steps))
-
-
-def _near(base: Base, fact: Fact, gold: set[str], draw: random.Random) -> list[str]:
-    """Documents about the same entity, of the same relation, and others; none of `gold`."""
-    same, alike = _neighbours(base)
-    about = [name for name in same[fact.head] if name not in gold]
-    kin = [name for name in alike[fact.relation] if name not in gold]
-    rest = [name for name in draw.sample(sorted(base.documents), 16) if name not in gold]
-    chosen = [*about, *draw.sample(kin, min(6, len(kin))), *rest[:9]]
-    return list(dict.fromkeys(chosen))
-
-
-@cache
-def _titles(names: tuple[str, ...]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        found[name.rpartition(" ")[0]].append(name)
-    return found
-
-
-def _neighbours(base: Base) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:
-    """Documents by entity, and by relation."""
-    alike: dict[str, list[str]] = defaultdict(list)
-    for fact in base.facts:
-        alike[fact.relation].append(fact.document)
-    return _titles(tuple(base.documents)), alike
-
-
-def _page(fact: Fact, near: Sequence[str], draw: random.Random) -> list[str]:
-    """The document of a fact between up to two others about the same entity."""
-    parts = [fact.document, *[name for name in near if name.rpartition(" ")[0] == fact.head][:2]]
-    draw.shuffle(parts)
-    return parts
-
-
-def _passage(base: Base, parts: Sequence[str], numbered: bool) -> Passage:
-    """Documents about one entity as one passage, titled by the entity or by the first of them."""
-    title = parts[0] if numbered else parts[0].rpartition(" ")[0]
-    return Passage(title, " ".join(base.documents[part] for part in parts))
-
-
-def of_prose(stories: Sequence[Mapping[str, Any]], prose: Sequence[Passage]) -> list[Story]:
-    """The stories of traces.toml; what is near a step is the text of other stories, and `prose`."""
-    golds = [[Passage(s["title"], s["text"]) for s in story["step"]] for story in stories]
-    found = []
-    for at, story in enumerate(stories):
-        others = [one for place, row in enumerate(golds) if place != at for one in row]
-        steps = tuple(
-            Step(
-                step["need"],
-                step.get("vague", step["need"]),
-                tuple(step["queries"]),
-                tuple(step["found"]),
-                step["tail"],
-                gold,
-                (*others, *prose),
-            )
-            for step, gold in zip(story["step"], golds[at], strict=True)
-        )
-        found.append(Story(story["question"], steps))
-    return found
+    @property
+    def hops(self) -> int:
+        """Steps to the answer."""
+        return len(self.story.steps)
 
 
 def tell(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialogue:
@@ -173,44 +71,109 @@ def tell(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialo
 
     A passage is shown at most once, and no query is asked twice.
     """
-    width = draw.choice(PASSAGES)
+    if story.conclusion and draw.random() < 0.5:
+        story = replace(story, steps=story.steps[::-1])
     parametric = draw.random() < PARAMETRIC
-    messages = [
-        Message("system", prompts["system"]),
-        Message("user", _filled(prompts["question"], question=story.question)),
-    ]
-    number = misses = 0
-    thought, marker = plan(story, draw), "Initial Query"
-    shown: set[Passage] = {step.gold for step in story.steps}
-    for place, step in enumerate(story.steps):
-        last = place == len(story.steps) - 1
-        wrong = draw.choice(LOST if parametric and last else MISSES)
-        queries = _queries(story, place, wrong + 1, draw)
-        for turn, query in enumerate(queries):
-            messages.append(Message("assistant", f"{thought}\n{marker}: {query}"))
-            marker = "Refined Query"
-            number += 1
-            hit = turn == len(queries) - 1
-            recalled = hit and parametric and last
-            passages = _unseen(step, shown, 0 if recalled else width - hit, draw)
-            if hit:
-                passages.insert(draw.randint(0, len(passages)), step.gold)
-            lines = [step.gold.text] if recalled else [titled(one) for one in passages]
-            document = _filled(prompts["document"], number=str(number), passages="\n".join(lines))
-            messages.append(Message("user", document))
-            thought = _seen(number, [] if recalled else passages, draw)
-            if not hit:
-                misses += 1
-                thought += _worded("nothing", draw, need=step.need)
-        source = f"Document {number}" if parametric and last else step.gold.title
-        found = draw.choice(step.found)
-        if not last:
-            need = story.steps[place + 1].need
-            thought += _worded("go_on", draw, source=source, found=found, need=need)
-    thought += _worded("finish", draw, source=source, found=found)
-    messages.append(Message("assistant", f"{thought}\nFinal Answer: {story.answer}"))
+    telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), parametric)
+    done = 0
+    while done < len(story.steps):
+        done += telling.find(done)
+    messages = (*telling.messages, telling.answered())
     how: Ending = "parametric" if parametric else "retrieval"
-    return Dialogue(story.question, tuple(messages), len(story.steps), misses, how)
+    return Dialogue(story, messages, telling.misses, telling.joined, how)
+
+
+class _Telling:
+    """A dialogue as it grows: what was said so far, and what the next turn begins with."""
+
+    def __init__(
+        self,
+        story: Story,
+        prompts: Mapping[str, Any],
+        draw: random.Random,
+        width: int,
+        parametric: bool,
+    ) -> None:
+        self.messages = [
+            Message("system", prompts["system"]),
+            Message("user", _filled(prompts["question"], question=story.question)),
+        ]
+        self.misses = self.joined = 0
+        self._story, self._prompts, self._draw = story, prompts, draw
+        self._width, self._parametric = width, parametric
+        self._thought = plan(story, draw)
+        self._shown = {step.gold for step in story.steps}
+        self._number = 0
+
+    def find(self, place: int) -> int:
+        """Rounds until the step at `place` is found; how many steps the last of them gave."""
+        story, draw = self._story, self._draw
+        step = story.steps[place]
+        recalled = self._parametric and place == len(story.steps) - 1
+        wrong = draw.choice(LOST if recalled else MISSES)
+        queries = _queries(story, place, wrong + 1, draw)
+        for query in queries[:-1]:
+            self._ask(query)
+            self._show(self._unseen(step, self._width))
+            self.misses += 1
+            self._thought += _worded("nothing", draw, need=step.need)
+        self._ask(queries[-1])
+        if recalled:
+            self._show_text(step.gold.text)
+            self._say(step, f"Document {self._number}", place)
+            return 1
+        together = story.steps[place : place + 1 + self._along(place)]
+        passages = self._unseen(step, self._width - len(together))
+        for one in together:
+            passages.insert(draw.randint(0, len(passages)), one.gold)
+        self._show(passages)
+        self.joined += len(together) - 1
+        for at, one in enumerate(together):
+            self._say(one, one.gold.title, place + at, more=one is not together[-1])
+        return len(together)
+
+    def answered(self) -> Message:
+        """The last turn."""
+        if self._story.conclusion:
+            self._thought += _worded("conclude", self._draw, so=self._story.conclusion)
+        return Message("assistant", f"{self._thought}\nFinal Answer: {self._story.answer}")
+
+    def _along(self, place: int) -> bool:
+        """Whether the next step is found with this one; what is recalled is never shown."""
+        last = len(self._story.steps) - 1
+        if place == last or self._width == 1 or (self._parametric and place + 1 == last):
+            return False
+        return self._draw.random() < TOGETHER
+
+    def _ask(self, query: str) -> None:
+        marker = "Refined Query" if self._number else "Initial Query"
+        self.messages.append(Message("assistant", f"{self._thought}\n{marker}: {query}"))
+        self._number += 1
+        self._thought = ""
+
+    def _show(self, passages: Sequence[Passage]) -> None:
+        """Passages as the next document; the turn behind it begins with their titles."""
+        self._show_text("\n".join(titled(one) for one in passages))
+        titles = "; ".join(dict.fromkeys(one.title for one in passages))
+        self._thought = _worded("holds", self._draw, n=self._number, titles=titles) + " "
+
+    def _show_text(self, passages: str) -> None:
+        document = _filled(self._prompts["document"], number=str(self._number), passages=passages)
+        self.messages.append(Message("user", document))
+
+    def _say(self, step: Step, source: str, place: int, *, more: bool = False) -> None:
+        """What was found, and what is still missing unless `more` of it follows."""
+        found = self._draw.choice(step.found)
+        if more:
+            self._thought += _worded("says", self._draw, source=source, found=found) + " "
+        elif place == len(self._story.steps) - 1:
+            self._thought += _worded("finish", self._draw, source=source, found=found)
+        else:
+            need = self._story.steps[place + 1].need
+            self._thought += _worded("go_on", self._draw, source=source, found=found, need=need)
+
+    def _unseen(self, step: Step, wanted: int) -> list[Passage]:
+        return _unseen(step, self._shown, wanted, self._draw)
 
 
 def _queries(story: Story, place: int, wanted: int, draw: random.Random) -> list[str]:
@@ -220,12 +183,6 @@ def _queries(story: Story, place: int, wanted: int, draw: random.Random) -> list
     others = [one for one in story.steps[place].queries if one.casefold() not in known]
     wanted -= len(first)
     return first + draw.sample(others, min(wanted, len(others)))
-
-
-def _seen(number: int, passages: Sequence[Passage], draw: random.Random) -> str:
-    """Which passages a document holds; nothing of one from memory, which has no titles."""
-    titles = "; ".join(dict.fromkeys(one.title for one in passages))
-    return _worded("holds", draw, n=number, titles=titles) + " " if titles else ""
 
 
 def read(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialogue:
@@ -242,13 +199,14 @@ def read(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialo
         for number, one in enumerate(passages, start=1)
     ]
     question = _filled(prompts["question"], passages="\n".join(texts), question=story.question)
-    cited = passages.index(golds[-1]) + 1
+    named = [one for one in golds if one.title.partition(" (")[0] == story.answer]
+    cited = passages.index((named or golds)[-1]) + 1
     messages = (
         Message("system", prompts["system"]),
         Message("user", question),
         Message("assistant", f"{story.answer} [{cited}]"),
     )
-    return Dialogue(story.question, messages, len(story.steps), 0, "retrieval")
+    return Dialogue(story, messages, 0, 0, "retrieval")
 
 
 def plan(story: Story, draw: random.Random) -> str:
@@ -265,9 +223,16 @@ def titled(passage: Passage) -> str:
 
 
 def _unseen(step: Step, shown: set[Passage], wanted: int, draw: random.Random) -> list[Passage]:
-    fresh = [one for one in dict.fromkeys(step.near) if one not in shown]
-    chosen = draw.sample(fresh, min(wanted, len(fresh)))
-    shown.update(chosen)
+    """Up to `wanted` passages that do not help; every second one looks as if it did."""
+    chosen: list[Passage] = []
+    for _ in range(wanted):
+        pools = ([one for one in kind if one not in shown] for kind in (step.alike, step.near))
+        alike, near = (list(dict.fromkeys(pool)) for pool in pools)
+        pool = alike if alike and draw.random() < 0.5 else near
+        if not pool:
+            break
+        chosen.append(draw.choice(pool))
+        shown.add(chosen[-1])
     return chosen
 
 

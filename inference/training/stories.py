@@ -1,0 +1,160 @@
+"""What traces tell of: questions, the steps to their answers, and the passages that say them.
+
+A knowledge base (`hops.py`) gives as many as are asked for, in few wordings; the files of
+`stories/` are prose, written for this project by hand, in the manner of encyclopedias.
+"""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from inference.training.hops import Base, Fact, Question, once, words
+from inference.training.seeds import Passage
+
+STORIES = Path(__file__).with_name("stories")
+
+PAGE = 0.25
+"""Share of the traces whose passages are pages that state several facts of an entity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One hop: what is sought, how to ask for it, what is found and where."""
+
+    need: str
+    vague: str
+    """`need` before the hop's own subject is known."""
+    queries: tuple[str, ...]
+    found: tuple[str, ...]
+    tail: str
+    gold: Passage
+    alike: tuple[Passage, ...]
+    """Passages that were written to be taken for the one that helps."""
+    near: tuple[Passage, ...]
+    """Others that do not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A question and the steps to its answer.
+
+    The answer is the tail of the last step, but where two things are compared: then `conclusion`
+    says what follows from the steps, in whichever order they were taken.
+    """
+
+    question: str
+    steps: tuple[Step, ...]
+    answer: str
+    conclusion: str | None = None
+
+
+def of_base(base: Base, one: Question, draw: random.Random) -> Story:
+    """A story over the documents of a knowledge base."""
+    relations, kinds = words()["relations"], words()["kinds"]
+    paged = draw.random() < PAGE
+    numbered = draw.random() < 0.7
+    gold = {fact.document for fact in one.facts}
+    steps = []
+    for fact in one.facts:
+        texts = relations[fact.relation]
+        called = kinds[base.kinds[fact.head]]["called"]
+        near = _near(base, fact, gold, draw)
+        page = _page(fact, near, draw) if paged else [fact.document]
+        steps.append(
+            Step(
+                need=texts["need"].format(x=fact.head),
+                vague=once(texts["need"].format(x=called)),
+                queries=tuple(q.format(x=fact.head) for q in (*texts["seek"], *texts["ask"])),
+                found=tuple(f.format(x=fact.head, y=fact.tail) for f in texts["found"]),
+                tail=fact.tail,
+                gold=_passage(base, page, numbered),
+                alike=(),
+                near=tuple(_passage(base, [name], numbered) for name in near if name not in page),
+            )
+        )
+    return Story(one.text, tuple(steps), steps[-1].tail)
+
+
+def of_prose(stories: Sequence[Mapping[str, Any]], prose: Sequence[Passage]) -> list[Story]:
+    """Stories as `written` gives them; near a step are the texts of others, and `prose`."""
+    golds = [[_written(step) for step in story["step"]] for story in stories]
+    found = []
+    for at, story in enumerate(stories):
+        others = [one for place, row in enumerate(golds) if place != at for one in row]
+        alike = tuple(_written(one) for one in story.get("near", ()))
+        steps = tuple(
+            Step(
+                step["need"],
+                step.get("vague", step["need"]),
+                tuple(step["queries"]),
+                tuple(step["found"]),
+                step["tail"],
+                gold,
+                alike,
+                (*others, *prose),
+            )
+            for step, gold in zip(story["step"], golds[at], strict=True)
+        )
+        found.append(Story(story["question"], steps, story["answer"], story.get("so")))
+    return found
+
+
+@cache
+def written() -> list[dict[str, Any]]:
+    """The stories of all files, in the order of the files' names."""
+    files = sorted(STORIES.glob("*.toml"))
+    return [
+        story
+        for file in files
+        for story in tomllib.loads(file.read_text(encoding="utf-8"))["story"]
+    ]
+
+
+def _written(row: Mapping[str, str]) -> Passage:
+    return Passage(row["title"], row["text"])
+
+
+def _near(base: Base, fact: Fact, gold: set[str], draw: random.Random) -> list[str]:
+    """Documents about the same entity, of the same relation, and others; none of `gold`."""
+    same, alike = _neighbours(base)
+    about = [name for name in same[fact.head] if name not in gold]
+    kin = [name for name in alike[fact.relation] if name not in gold]
+    rest = [name for name in draw.sample(sorted(base.documents), 16) if name not in gold]
+    chosen = [*about, *draw.sample(kin, min(6, len(kin))), *rest[:9]]
+    return list(dict.fromkeys(chosen))
+
+
+@cache
+def _titles(names: tuple[str, ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[name.rpartition(" ")[0]].append(name)
+    return found
+
+
+def _neighbours(base: Base) -> tuple[Mapping[str, list[str]], Mapping[str, list[str]]]:
+    """Documents by entity, and by relation."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for fact in base.facts:
+        alike[fact.relation].append(fact.document)
+    return _titles(tuple(base.documents)), alike
+
+
+def _page(fact: Fact, near: Sequence[str], draw: random.Random) -> list[str]:
+    """The document of a fact between up to two others about the same entity."""
+    parts = [fact.document, *[name for name in near if name.rpartition(" ")[0] == fact.head][:2]]
+    draw.shuffle(parts)
+    return parts
+
+
+def _passage(base: Base, parts: Sequence[str], numbered: bool) -> Passage:
+    """Documents about one entity as one passage, titled by the entity or by the first of them."""
+    title = parts[0] if numbered else parts[0].rpartition(" ")[0]
+    return Passage(title, " ".join(base.documents[part] for part in parts))
