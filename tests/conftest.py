@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import ipaddress
 import os
+import signal
 import sys
 import threading
 import time
@@ -56,6 +57,11 @@ def _block(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_block)
+
+# Where pytest was started with SIGINT ignored, as a background job of a shell is, all that tests
+# start would inherit that, and those that press Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ class _Lookup(Proposer):
 
     def begin(self, start: Start) -> Any:
         """Index references and prompt."""
-        index = _Index(self._options.ngram)
+        index = Index(self._options.ngram)
         for text in (*start.references, start.prompt):
             index.begin()
             for token in text:
@@ -53,7 +53,7 @@ class _Lookup(Proposer):
         return [self._chain(turn) for turn in turns]
 
     def _chain(self, turn: Turn) -> Proposal | None:
-        index: _Index = turn.state
+        index: Index = turn.state
         for token in turn.ids[len(turn.ids) - turn.fresh :]:
             index.add(token)
         found = index.after(min(self._options.tokens, turn.room, turn.depth))
@@ -65,14 +65,14 @@ class _Lookup(Proposer):
 
     def notes(self, state: Any) -> dict[str, object]:
         """How often nothing was found, and the fallback where that was always."""
-        index: _Index = state
+        index: Index = state
         notes: dict[str, object] = {"turns": index.turns, "empty": index.empty}
         if index.turns and index.empty == index.turns:
             notes["fallback"] = "plain decoding: nothing that was read was found to go on"
         return notes
 
 
-class _Index:
+class Index:
     """All texts of a request one behind the other; n-grams never reach over the end of one.
 
     `turns` were asked, of which `empty` found nothing.
@@ -96,11 +96,15 @@ class _Index:
             self._places[tuple(self._ids[end - length : end])] = end
         self._ids.append(token)
 
-    def after(self, most: int) -> list[int]:
-        """Up to `most` tokens that followed the longest suffix which occurred before."""
-        end = len(self._ids)
-        for length in range(min(self._ngram, end - self._first), 0, -1):
-            place = self._places.get(tuple(self._ids[end - length : end]))
+    def after(self, most: int, ahead: Sequence[int] = (), least: int = 1) -> list[int]:
+        """Up to `most` tokens that followed the longest suffix which occurred before.
+
+        The suffix, of at least `least` tokens, is that of the text and of `ahead`, which only
+        stands behind it for this question.
+        """
+        tail = [*self._ids[max(self._first, len(self._ids) - self._ngram) :], *ahead]
+        for length in range(min(self._ngram, len(tail)), least - 1, -1):
+            place = self._places.get(tuple(tail[-length:]))
             if place is not None:
                 return self._ids[place : place + most]
         return []

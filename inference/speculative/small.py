@@ -176,9 +176,21 @@ class Second:
         None for a line that is still reading, because the pass has its limit, or that is lost. The
         lines with the least to read come first.
         """
+        found = self.check(lines, [1] * len(lines))
+        return [None if logits is None else logits[-1] for logits in found]
+
+    def check(self, lines: Sequence[Line], rows: Sequence[int]) -> list[torch.Tensor | None]:
+        """`step`, with the logits [rows, words] behind the last `rows` tokens of each line.
+
+        None of these may have been computed before. A line that is still reading gives none.
+        """
         room, picked = self._budget, []
-        for line in sorted(lines, key=lambda one: one.waiting):
-            if not room or not self._grow(line, min(line.waiting, room)):
+        for line, wanted in sorted(zip(lines, rows, strict=True), key=lambda one: one[0].waiting):
+            assert 1 <= wanted <= max(line.waiting, 1) and wanted <= self._budget
+            line.row.wanted = len(line.row.ids) - wanted
+            # The rows that are asked for are read in one pass, so that their logits come together.
+            size = line.waiting if line.waiting <= room else min(room, line.waiting - wanted)
+            if not size or not self._grow(line, size):
                 continue
             room -= line.row.scheduled
             picked.append(line)
@@ -212,7 +224,7 @@ class Second:
             line.read += row.scheduled
             row.scheduled, row.grown = 0, None
             if result.logits is not None:
-                logits = result.logits[-1, : self.words]
+                logits = result.logits[:, : self.words]
                 if bool(logits.isfinite().all()):
                     found[id(line)] = logits
                 else:

@@ -35,6 +35,7 @@ class Talk:
     fresh: int = 0
     accepted: int = 0
     proposals: list[Proposal | None] = field(default_factory=list)
+    rounds: list[list[int]] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -64,7 +65,8 @@ class Talk:
         drawn = None if proposal is None else proposal.drawn
         greedy = self.sampling.temperature == 0
         verdict = drafter.rule.verify(Case(draft, logits, greedy, self.seed, len(ids), drawn))
-        self.ids += [*(draft.ids[at] for at in verdict.path), verdict.token]
+        self.rounds.append([*(draft.ids[at] for at in verdict.path), verdict.token])
+        self.ids += self.rounds[-1]
         self.kept, self.fresh = verdict.path, len(verdict.path) + 1
         self.accepted += len(verdict.path)
 
