@@ -1,0 +1,75 @@
+"""Stories that traces are told of: what is asked, found and concluded stands where it must."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from agents.auto_rag import supports
+from inference.training.stories import of_prose, written
+
+STORIES = written()
+IDS = [story["question"][:40] for story in STORIES]
+each = pytest.mark.parametrize("story", STORIES, ids=IDS)
+
+
+def bare(title: str) -> str:
+    """A title without what tells it from others of its name."""
+    return re.sub(r" \(.*\)$", "", title).casefold()
+
+
+@each
+def test_steps_state_what_they_find(story: dict[str, Any]) -> None:
+    for step in story["step"]:
+        assert supports(step["text"], step["tail"])
+        assert len({query.casefold() for query in step["queries"]}) == 3
+        assert not step["need"].endswith(("?", ".")) and not step["found"][0].endswith(".")
+
+
+@each
+def test_steps_lead_to_the_answer(story: dict[str, Any]) -> None:
+    first, last = story["step"][0], story["step"][-1]
+    if story["kind"] == "comparison":
+        assert len(story["step"]) == 2 and story["so"]
+        assert story["answer"] in {"yes", "no"} or supports(story["question"], story["answer"])
+        return
+    assert story["answer"] == last["tail"] and "so" not in story
+    assert len(story["step"]) == {"single": 1, "bridge": 2}[story["kind"]]
+    if story["kind"] == "bridge":
+        bridge, title = first["tail"].casefold(), bare(last["title"])
+        assert bridge not in story["question"].casefold(), "a search with the question would do"
+        assert bridge in title or title in bridge
+
+
+@each
+def test_what_looks_alike_does_not_answer(story: dict[str, Any]) -> None:
+    if story["kind"] == "comparison":
+        return  # its sides are what is named
+    for passage in story.get("near", ()):
+        assert len(story["answer"]) < 4 or not supports(passage["text"], story["answer"])
+
+
+def test_no_passage_stands_twice() -> None:
+    rows = [row for story in STORIES for row in (*story["step"], *story.get("near", ()))]
+    assert [text for text, n in Counter(row["text"] for row in rows).items() if n > 1] == []
+    assert len({story["question"] for story in STORIES}) == len(STORIES) >= 200
+
+
+def test_comparisons_end_in_all_ways() -> None:
+    ends = Counter(
+        story["answer"] if story["answer"] in {"yes", "no"} else "named"
+        for story in STORIES
+        if story["kind"] == "comparison"
+    )
+    assert ends["yes"] >= 10 and ends["no"] >= 10 and ends["named"] >= 20
+
+
+def test_a_step_knows_its_storys_passages_from_the_others() -> None:
+    for row, story in zip(STORIES, of_prose(STORIES, ()), strict=True):
+        for step in story.steps:
+            assert [one.title for one in step.alike] == [p["title"] for p in row.get("near", ())]
+            own = {one.gold for one in story.steps}
+            assert not own & {*step.alike, *step.near}
