@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from api.evaluation.table import NAMES, Grid, grids, number
+from api.evaluation.table import NAMES, Grid, compared, grids, number
 
 COLOURS = ("#1b6ca8", "#c2410c", "#15803d", "#7e22ce", "#b91c1c", "#0f766e")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 300, 56, 44, 14, 16
@@ -25,7 +25,7 @@ def page(result: Mapping[str, Any]) -> str:
     for name in ("exact_match", "f1"):
         points = [
             (one["workflow"], one["tokens"], one[name])
-            for one in result.get("workflows", ())
+            for one in compared(result)
             if one["tokens"] is not None and one[name] is not None
         ]
         if points:

@@ -35,7 +35,7 @@ MEASURES: dict[str, Measure] = {
     "exact_match": lambda row: row.exact_match,
     "f1": lambda row: row.f1,
     "unforced_exact_match": _unforced,
-    "recall": lambda row: row.recall,
+    "supporting_recall": lambda row: row.recall,
     "passages": lambda row: None if row.citations is None else float(len(distinct(row.citations))),
     "rounds": lambda row: row.rounds,
     "prompt_tokens": _used("prompt_tokens"),
@@ -47,23 +47,30 @@ MEASURES: dict[str, Measure] = {
     "seconds": _used("seconds"),
 }
 """Name -> what is averaged over the rows that have it."""
-PAIRED = ("exact_match", "f1", "recall", "tokens", "seconds")
-BY_HOPS = ("exact_match", "f1", "recall", "passages", "rounds", "tokens")
+USAGE = (
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "model_calls",
+    "retrievals",
+    "seconds",
+)
+PAIRED = ("exact_match", "f1", "supporting_recall", "tokens", "seconds")
+BY_HOPS = ("exact_match", "f1", "supporting_recall", "passages", "rounds", "tokens")
 
 
 def summarise(plan: Plan, rows: Mapping[tuple[str, str], Row], folder: str) -> dict[str, Any]:
     """The whole result as plain JSON; every row of the plan must be there.
 
-    Means are `{mean, low, high, n}` with a 95 % bootstrap interval, null where no row has it.
+    `workflows` holds, by name, means over the questions as numbers, those of a run's usage below
+    `usage`, and all of them once more below `intervals`, as `{mean, low, high, n}` with a 95 %
+    bootstrap interval; null where no row has the measure.
     """
     labels = [one.label for one in plan.contenders]
     table = {name: [rows[name, one.id] for one in plan.questions] for name in labels}
     seed = plan.order.seed
     equal = _equal(plan.questions, table)
-    workflows = [
-        {**_workflow(name, table[name], seed), "recall_equal": _interval(equal[name], seed)}
-        for name in labels
-    ]
+    workflows = {name: _workflow(table[name], equal[name], seed) for name in labels}
     return {
         "suite": plan.suite.name,
         "n": len(plan.questions),
@@ -76,20 +83,27 @@ def summarise(plan: Plan, rows: Mapping[tuple[str, str], Row], folder: str) -> d
     }
 
 
-def _workflow(name: str, rows: Sequence[Row], seed: int) -> dict[str, Any]:
+def _workflow(rows: Sequence[Row], equal: Sequence[float], seed: int) -> dict[str, Any]:
     forced = [row for row in rows if row.ending in FORCED]
     told = [row for row in rows if row.ending is not None]
     malformed = [row.malformed_turns for row in rows if row.malformed_turns is not None]
+    intervals = {
+        **_means(rows, MEASURES, seed),
+        "supporting_recall_equal": _interval(equal, seed),
+    }
+    means = {name: None if one is None else one["mean"] for name, one in intervals.items()}
+    usage = {name: means.pop(name) for name in USAGE}
     return {
-        "workflow": name,
         "n": len(rows),
         "failed": sum(row.error is not None for row in rows),
         "errors": dict(Counter(row.error["code"] for row in rows if row.error is not None)),
-        **_means(rows, MEASURES, seed),
+        **means,
+        "usage": usage,
         "malformed_turns": sum(malformed) if malformed else None,
         "forced": len(forced) if told else None,
         "forced_right": int(sum(row.exact_match for row in forced)) if told else None,
         "endings": dict(Counter(row.ending for row in told)),
+        "intervals": intervals,
     }
 
 

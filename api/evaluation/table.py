@@ -9,8 +9,8 @@ NAMES = {
     "exact_match": "exact match",
     "f1": "F1",
     "unforced_exact_match": "exact match, forced as wrong",
-    "recall": "supporting recall",
-    "recall_equal": "recall, equal passages",
+    "supporting_recall": "supporting recall",
+    "supporting_recall_equal": "recall, equal passages",
     "passages": "passages read",
     "rounds": "rounds",
     "prompt_tokens": "prompt tokens",
@@ -57,7 +57,7 @@ def grids(result: Mapping[str, Any]) -> Iterator[tuple[str, Grid]]:
         lines = [[key, *(cell(row[key]) for row in rows)] for key in keys]
         yield f"{result['suite']}", [["", *(row["retriever"] for row in rows)], *lines]
         return
-    workflows = result["workflows"]
+    workflows = compared(result)
     grid: Grid = [["", *(one["workflow"] for one in workflows)]]
     for key in ("n", "failed", *NAMES, "forced", "forced_right", "malformed_turns", "endings"):
         if any(one[key] not in (None, {}) for one in workflows):
@@ -72,6 +72,12 @@ def grids(result: Mapping[str, Any]) -> Iterator[tuple[str, Grid]]:
         yield f"{hops} {'hop' if hops == 1 else 'hops'}", _down(rows)
 
 
+def compared(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The workflows of a result, with intervals in place of means; none where it ranks."""
+    found = result.get("workflows", {}).items()
+    return [{**one, **one["intervals"], "workflow": name} for name, one in found]
+
+
 def _down(rows: Sequence[Mapping[str, Any]]) -> Grid:
     grid: Grid = [["", *(row["workflow"] for row in rows)]]
     for key in ("n", "failed", *NAMES):
@@ -83,7 +89,7 @@ def _down(rows: Sequence[Mapping[str, Any]]) -> Grid:
 
 def text_of(result: Mapping[str, Any]) -> str:
     """All tables as aligned text; long names of workflows are told once, by number."""
-    labels = [one["workflow"] for one in result.get("workflows", ())]
+    labels = list(result.get("workflows", ()))
     short = {name: name for name in labels}
     parts = []
     if any(len(name) > LONGEST for name in labels):

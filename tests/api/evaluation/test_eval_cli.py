@@ -88,11 +88,17 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_answers_are_scored_with_aliases(ragwright: Ragwright, asked: Path, echo: Path) -> None:
     result = evaluated(ragwright, asked, *workflows(echo))
-    (one,) = result["workflows"]
+    (one,) = result["workflows"].values()
     assert (one["n"], one["failed"], result["paired"]) == (2, 0, [])
-    assert one["exact_match"]["mean"] == 0.5
-    assert one["f1"]["mean"] == pytest.approx((1 + 0.8) / 2)
-    assert one["recall"] is one["passages"] is one["rounds"] is one["forced"] is None
+    assert one["exact_match"] == one["intervals"]["exact_match"]["mean"] == 0.5
+    assert one["f1"] == pytest.approx((1 + 0.8) / 2)
+    assert set(one["usage"]) >= {
+        "prompt_tokens",
+        "cached_tokens",
+        "completion_tokens",
+        "model_calls",
+    }
+    assert one["supporting_recall"] is one["passages"] is one["rounds"] is one["forced"] is None
     assert [(row["hops"], row["n"], row["f1"]["mean"]) for row in result["hops"]] == [(1, 1, 1.0)]
     folder = Path(result["folder"])
     assert json.loads((folder / "result.json").read_text("utf-8")) == result
@@ -113,10 +119,12 @@ def test_references_give_what_the_first_workflow_read(ragwright: Ragwright, tiny
             assert row["recall"] == rows[AUTO, question]["recall"]
         elif name.startswith("naive_rag"):
             assert len(row["citations"]) == len({one["id"] for one in first})
-    auto, naive, reader, closed = result["workflows"]
-    assert closed["recall"] is None and closed["recall_equal"] is None
-    assert auto["recall"]["n"] == naive["recall_equal"]["n"] == 3
-    assert reader["recall"] == auto["recall"]
+    auto, naive, reader, closed = (
+        {**one, **one["intervals"]} for one in result["workflows"].values()
+    )
+    assert closed["supporting_recall"] is None and closed["supporting_recall_equal"] is None
+    assert auto["supporting_recall"]["n"] == naive["supporting_recall_equal"]["n"] == 3
+    assert reader["supporting_recall"] == auto["supporting_recall"]
     assert auto["forced"] == auto["endings"]["closing"] == 3 and naive["forced"] is None
     assert auto["unforced_exact_match"]["mean"] == 0, "a forced answer is not the model's own"
     assert auto["rounds"]["mean"] > 1 and auto["malformed_turns"] > 0
@@ -148,10 +156,10 @@ def test_a_failing_question_is_a_row_and_stops_nothing(
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     both = workflows("closed_book:max_tokens=2", tight)
     result = evaluated(ragwright, questions, "--model", tiny, *both)
-    first, second = result["workflows"]
+    first, second = result["workflows"].values()
     assert (first["failed"], second["failed"]) == (0, 1)
     assert second["errors"] == {"budget_exhausted": 1}
-    assert second["n"] == second["exact_match"]["n"] == 3, "it counts as wrong"
+    assert second["n"] == second["intervals"]["exact_match"]["n"] == 3, "it counts as wrong"
     assert result["paired"][0]["n"] == 2, "and is in no pair"
     status, out, _ = ragwright("eval", questions, "--model", tiny, *both)
     assert status == 0 and "failed (scored 0)" in out
@@ -199,7 +207,7 @@ def test_a_killed_run_goes_on_behind_its_rows(
     whole = evaluated(ragwright, *order)
     assert timeless(rows_of(folder)) == timeless(rows_of(whole["folder"]))
     same = ("exact_match", "f1", "tokens")
-    for ours, theirs in zip(result["workflows"], whole["workflows"], strict=True):
+    for ours, theirs in zip(result["workflows"].values(), whole["workflows"].values(), strict=True):
         assert [ours[name] for name in same] == [theirs[name] for name in same]
 
 

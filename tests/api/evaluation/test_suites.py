@@ -26,7 +26,7 @@ def test_the_sample_names_documents_of_its_corpus() -> None:
     assert len(suite.questions) == 30 and suite.docs is not None
     names = {document.id for document in load(suite.docs)}
     assert {name for one in suite.questions for name in one.supporting} <= names
-    assert {one.hops for one in suite.questions} == {1, 2}
+    assert {one.hops for one in suite.questions} == {1, 2, 3}
 
 
 def test_hotpotqa_names_documents_of_its_corpus() -> None:
