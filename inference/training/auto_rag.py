@@ -46,7 +46,7 @@ from inference.training.traces import Dialogue, read, tell
 RECIPES = {"auto_rag": tell, "reader": read}
 HOPS = (1, 1, 2, 2, 2, 3, 3)
 """How often a trace has so many hops."""
-PROSE = 0.4
+PROSE = 0.5
 """Share of the traces that are told over prose."""
 BASES = 6
 """Knowledge bases that traces are drawn from, all of split 'train'."""
