@@ -259,7 +259,7 @@ class Build:
         settled = done + len(block) - len(pending)
         for low in range(0, len(pending), BATCH):
             batch = pending[low : low + BATCH]
-            vectors = self.embedder.embed([text for _, text, _ in batch], BATCH)
+            vectors = self.embedder.embed([text for _, text, _ in batch])
             out[[place for place, _, _ in batch]] = vectors
             journal.append([key for _, _, key in batch], vectors)
             self.embedded += len(batch)

@@ -27,6 +27,8 @@ Vectors = npt.NDArray[np.float32]
 
 SPECIAL = 2
 """Tokens that frame every text: [CLS] and [SEP]."""
+GPU_BATCH = 32
+"""Texts that are embedded together on a GPU."""
 IDENTITY = ("config.json", "tokenizer.json", "model.safetensors")
 """The files whose content decides what a vector is."""
 
@@ -75,8 +77,13 @@ class Embedder:
         """Tokens that `text` takes in the window, with the special tokens."""
         return len(self._tokenizer.encode(text).ids)
 
-    def embed(self, texts: Sequence[str], batch_size: int = 32) -> Vectors:
-        """Unit vectors of `texts`, float32, shape (len(texts), dimensions), in their order."""
+    def embed(self, texts: Sequence[str], batch_size: int | None = None) -> Vectors:
+        """Unit vectors of `texts`, float32, shape (len(texts), dimensions), in their order.
+
+        Left out, `batch_size` is 1 on a processor: products over more rows may add up in another
+        order, and a text shall have one vector, whatever stands beside it. That costs nothing
+        there, since nothing is padded.
+        """
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > self.limit:
@@ -85,6 +92,8 @@ class Embedder:
                     f"{self.name} reads {self.limit}; shorten it"
                 )
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        if batch_size is None:
+            batch_size = 1 if self._load().device.type == "cpu" else GPU_BATCH
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         for low in range(0, len(order), batch_size):
             rows = order[low : low + batch_size]

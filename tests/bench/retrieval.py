@@ -73,7 +73,7 @@ class Given(Embedder):
     drawn: Vectors
     used = 0
 
-    def embed(self, texts: Sequence[str], batch_size: int = 32) -> Vectors:
+    def embed(self, texts: Sequence[str], batch_size: int | None = None) -> Vectors:
         """The next drawn vectors, all different until they are used up."""
         rows = range(self.used, self.used + len(texts))
         self.used = rows.stop

@@ -80,6 +80,17 @@ def test_unit_length_and_order(embedder: Embedder) -> None:
         np.testing.assert_allclose(vectors[row], embedder.embed([text])[0], atol=2e-6)
 
 
+def test_on_a_processor_a_text_has_one_vector_whatever_stands_beside_it(
+    embedder: Embedder,
+) -> None:
+    if embedder._load().device.type != "cpu":
+        pytest.skip("on a GPU texts are embedded together, and products depend on how many")
+    vectors = embedder.embed(TEXTS)
+    for row, text in enumerate(TEXTS):
+        assert np.array_equal(vectors[row], embedder.embed([text])[0])
+        assert np.array_equal(vectors[row], embedder.embed([text, "Another.", text])[2])
+
+
 def test_too_long_a_text_is_refused_not_cut(embedder: Embedder) -> None:
     embedder.embed(["word " * (embedder.limit - 2)])
     with pytest.raises(RetrievalInputError, match="513 tokens and the embedder minilm reads 512"):
