@@ -331,19 +331,18 @@ def whole_word(pieces: Sequence[str], at: int, end: int) -> str:
     return "".join(pieces[first:behind]).strip()
 
 
-def prompt(
-    question: str, passages: Sequence[Mapping[str, Any]], system: str | None = None
-) -> list[Message]:
-    """The dialogue before the answer: passages, numbered from 1, stand before the question."""
+def grounded(dialogue: Sequence[Message], passages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The dialogue, with numbered passages before what its last user message says."""
+    if not passages:
+        return list(dialogue)
     prompts = load_prompts("atlas")
-    asked = question
-    if passages:
-        shown = "\n".join(
-            fill(prompts["passage"], number=str(number), title=one["title"], text=one["text"])
-            for number, one in enumerate(passages, start=1)
-        )
-        asked = fill(prompts["passages"], passages=shown, question=question)
-    return [Message("system", system or prompts["system"]), Message("user", asked)]
+    shown = "\n".join(
+        fill(prompts["passage"], number=str(number), title=one["title"], text=one["text"])
+        for number, one in enumerate(passages, start=1)
+    )
+    at = max(place for place, one in enumerate(dialogue) if one.role == "user")
+    asked = fill(prompts["passages"], passages=shown, question=dialogue[at].content)
+    return [*dialogue[:at], Message("user", asked), *dialogue[at + 1 :]]
 
 
 def query_prompt(words: Sequence[str]) -> list[Message]:

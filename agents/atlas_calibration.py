@@ -21,6 +21,8 @@ from inference import InferenceInputError, Request, SamplingParams
 from inference.calibration import calibrations_home
 from inference.watched import Watch, Watched
 
+SHIPPED = Path(__file__).with_name("calibrated")
+"""Thresholds that come along, of the models that do."""
 PROMPT_TOKENS = 64
 GATE_RATE = 0.5
 
@@ -133,11 +135,12 @@ def save(calibration: AtlasCalibration, path: Path | None = None) -> Path:
 
 
 def find(model: str, digest: str, form: Form, window: int) -> AtlasCalibration:
-    """The calibration made here for exactly these weights.
+    """The calibration for exactly these weights: the one made here, else the shipped one.
 
     Raises InferenceInputError, naming the remedy, where there is none.
     """
-    path = place(digest, form, window)
+    made = place(digest, form, window)
+    path = made if made.is_file() else SHIPPED / made.name
     if path.is_file():
         try:
             return AtlasCalibration.model_validate_json(path.read_text(encoding="utf-8"))
@@ -148,5 +151,6 @@ def find(model: str, digest: str, form: Form, window: int) -> AtlasCalibration:
             ) from None
     raise InferenceInputError(
         f"model {model!r} has no ATLAS thresholds for form {form!r} and window {window}; make them "
-        "with agents.atlas_calibration.calibrate and save, or give max_probability and threshold"
+        f"with ragwright models calibrate {model} --atlas DOCS, or give max_probability and "
+        "threshold"
     )

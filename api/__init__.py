@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from api.agents import (
+        ATLAS,
         DRAG,
         RAPID,
         Agent,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from api.client import Client
 
 __all__ = [
+    "ATLAS",
     "DRAG",
     "RAPID",
     "Agent",

@@ -101,6 +101,11 @@ class Watchable(Protocol):
     """An engine that shows what its model attends to, token by token."""
 
     @property
+    def model(self) -> str:
+        """Name or path the model was resolved from."""
+        ...
+
+    @property
     def context_length(self) -> int:
         """Longest prompt plus completion, in tokens."""
         ...

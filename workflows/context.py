@@ -20,6 +20,7 @@ from inference.watched import Watch, Watched
 from retrieval import Hit
 from workflows.errors import WorkflowInputError
 from workflows.events import ModelCalled, Retrieved, TextDelta, TokensProduced
+from workflows.triggered import triggered
 
 if TYPE_CHECKING:
     from workflows.scope import Scope
@@ -74,13 +75,38 @@ class StepContext:
         """One generation, cut to what the run's budget leaves.
 
         A drafter of the node may copy from `references`, and reads `draft_prompt` in place of the
-        prompt if it is a model. `trained` is a shipped adapter that `equipped` has promised.
+        prompt if it is a model; a trigger of the node searches while the answer is written.
+        `trained` is a shipped adapter that `equipped` has promised.
 
-        What an earlier attempt at this step had produced is taken over. Under a grammar the
-        node's own stop strings are left out, and the trace says so: the grammar ends the answer.
-        Raises BudgetExhausted when the prompt alone is more than what is left, and RequestFailed
-        when the engine could not finish the answer.
+        What an earlier attempt at this step had produced is taken over, but not of an answer that
+        a trigger watches. Under a grammar the node's own stop strings are left out, and the trace
+        says so: the grammar ends the answer. Raises BudgetExhausted when the prompt alone is more
+        than what is left, and RequestFailed when the engine could not finish the answer.
         """
+        trigger = self.scope.spec.nodes[self.node].watches()
+        if trigger is not None:
+            params = self._params(max_tokens, stop)
+            return await triggered(self, trigger, prompt, params, trained)
+        return await self.generate_plainly(
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            references=references,
+            draft_prompt=draft_prompt,
+            trained=trained,
+        )
+
+    async def generate_plainly(
+        self,
+        prompt: Sequence[Message] | str,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        references: Sequence[str] = (),
+        draft_prompt: Sequence[Message] | None = None,
+        trained: str | None = None,
+    ) -> Output:
+        """`generate`, whatever trigger the node has."""
         node = self.scope.spec.nodes[self.node]
         engine = await self.scope.resources.engine(node.engine)
         spec = node.grammar
@@ -117,39 +143,26 @@ class StepContext:
         kept: Sequence[int] = (),
         max_tokens: int,
         weights: Sequence[float] | None = None,
+        trained: str | None = None,
     ) -> Watched:
         """One generation behind the tokens `kept`, with what the model attended to.
 
-        It is neither streamed nor kept in the journal, because it may be taken back. All of a step
-        draw with one seed, so that going on gives what one generation would. Raises
-        WorkflowInputError where the node asks for what ends or shapes whole answers only.
+        It is neither streamed nor kept in the journal, because it may be taken back, and no stop
+        string ends it. All of a step draw with one seed, so that going on gives what one generation
+        would.
         """
         node = self.scope.spec.nodes[self.node]
         engine = await self.scope.resources.engine(node.engine)
         self.calls += 1
         params = self._params(None, ())
-        asked = {
-            "a grammar": node.grammar is not None,
-            "a drafter": node.drafts() is not None,
-            "a kv policy": node.policy() is not None,
-            "stop strings": bool(params.stop),
-        }
-        for what, wanted in asked.items():
-            if wanted:
-                raise WorkflowInputError(
-                    f"node {self.node!r} goes back inside its generation and asks for {what}, "
-                    "which holds for whole answers only; leave it out"
-                )
-        params = replace(
-            params, max_tokens=min(max_tokens, self.sampling.get("max_tokens") or max_tokens)
-        )
+        params = replace(params, max_tokens=max_tokens, stop=())
         if self.sampling.get("seed") is None:
             params = replace(params, seed=self._seed(1))
         request = Request(
             messages=list(prompt),
             sampling=params,
             seconds=self._seconds_left(),
-            adapters=node.adapters,
+            adapters=node.adapters if trained is None else (trained,),
             tenant=self.scope.tenant,
         )
         watch = Watch(engine, request, kept, weights)

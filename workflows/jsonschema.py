@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from agents.triggers import TRIGGERS
 from inference.kv import KV_POLICIES
 from inference.speculative import DRAFTERS
 from workflows.checks.draft import Tables
@@ -24,6 +25,12 @@ TEMPLATE: Schema = {
 }
 """What may stand wherever an option is resolved at run time."""
 
+METHODS: tuple[tuple[str, str, Mapping[str, type[BaseModel]]], ...] = (
+    ("kv", "KV policy", KV_POLICIES),
+    ("drafter", "Drafter", DRAFTERS),
+    ("trigger", "Trigger", TRIGGERS),
+)
+"""Keys of a node that name a method, what one is called, and their tables."""
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 _ABOUT = ("title", "description", "default")
 _VALUES = ("items", "additionalProperties")
@@ -44,7 +51,7 @@ def workflow_schema(tables: Tables | None = None) -> Schema:
 def _add_nodes(definitions: Schema, nodes: Mapping[str, type[BaseModel]]) -> None:
     spec = definitions["NodeSpec"]
     spec["properties"]["use"]["enum"] = list(nodes)
-    for key, noun, table in (("kv", "KV policy", KV_POLICIES), ("drafter", "Drafter", DRAFTERS)):
+    for key, noun, table in METHODS:
         spec["properties"][key] = _methods(definitions, spec["properties"][key], key, noun, table)
     spec["allOf"] = []
     for use, row in nodes.items():

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from agents.triggers import METHODS as TRIGGERS
+from agents.triggers import Trigger
 from inference import Capability, Grammar
 from inference.kv import KVPolicy
 from inference.kv.spec import POLICIES
@@ -142,6 +144,7 @@ class NodeSpec(Section):
     )
     kv: Any = Field(default=None, description="what the key/value cache of its generations keeps")
     drafter: Any = Field(default=None, description="what guesses its next tokens ahead")
+    trigger: Any = Field(default=None, description="what searches inside its generations")
     retry: RetrySpec | None = None
     timeout: float | None = Field(default=None, gt=0, description="seconds that one try may take")
     over: str | None = Field(default=None, description="${...} that gives the list to map over")
@@ -166,6 +169,7 @@ class NodeSpec(Section):
             Capability.LORA: "adapter",
             Capability.KV_POLICY: "kv",
             Capability.SPECULATION: "drafter",
+            Capability.ATTENTION_WEIGHTS: "trigger",
         }
         return {need: key for need, key in keys.items() if getattr(self, key) is not None}
 
@@ -176,6 +180,10 @@ class NodeSpec(Section):
     def drafts(self) -> Drafter | None:
         """What drafts for a request, None where the node names none; raises DrafterInputError."""
         return METHODS.of(self.drafter, "drafter")
+
+    def watches(self) -> Trigger | None:
+        """What watches its generations, None where it names none; raises TriggerInputError."""
+        return TRIGGERS.of(self.trigger, "trigger")
 
 
 class EdgeSpec(Section):

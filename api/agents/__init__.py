@@ -3,6 +3,7 @@
 from api.agents.agent import Agent, AgentOptions
 from api.agents.library import (
     AGENTS,
+    ATLAS,
     DRAG,
     RAPID,
     AutoRAG,
@@ -15,6 +16,7 @@ from api.agents.results import AgentResult, Ask, Citation, RunFailed, Step
 
 __all__ = [
     "AGENTS",
+    "ATLAS",
     "DRAG",
     "RAPID",
     "Agent",

@@ -151,6 +151,34 @@ class ClosedBook(Agent):
     run, stream, arun, astream = verbs(inputs)
 
 
+class ATLAS(Agent):
+    """ATLAS: answer, and search where the model shows while it writes that it does not know.
+
+    Source: Srinivas et al., arXiv 2504.01281, its trigger (MLAG) and its query (LRP); the paper
+    prints both in forms that cannot run, and `agents.atlas` names the repairs.
+
+    Needs the native engine, whose attention it watches, and documents. Thresholds belong to one
+    model: those of the default model come along, `ragwright models calibrate NAME --atlas DOCS`
+    makes others. Outputs: `answer`, `citations` (the passages that were searched for, none where
+    nothing was).
+
+    `help(Agent)` tells what the constructor takes, and which errors there are.
+    """
+
+    workflow = "atlas"
+
+    @staticmethod
+    @given
+    def inputs(question: str, *, max_tokens: int = 96) -> None:
+        """Inputs of an answer with a trigger.
+
+        - `question`: what to answer.
+        - `max_tokens`: most tokens of the answer.
+        """
+
+    run, stream, arun, astream = verbs(inputs)
+
+
 class RAPID(Agent):
     """RAPID: answer from a long document, drafted on what was retrieved from it.
 

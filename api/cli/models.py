@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,9 +41,23 @@ def list_command(as_json: bool) -> None:
 @models.command()
 @click.argument("name", default="default")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
+@click.option(
+    "--atlas",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="DOCS",
+    help="Thresholds of ATLAS over passages of these documents, instead.",
+)
+@click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def calibrate(name: str, dtype: Any, as_json: bool) -> None:
-    """Measure model NAME (default: default) here, for the engine to use from then on."""
+def calibrate(name: str, dtype: Any, atlas: Path | None, rate: float, as_json: bool) -> None:
+    """Measure model NAME (default: default) here, for the engine to use from then on.
+
+    With --atlas, what ATLAS must know of it: at which probability and which MLAG a share --rate of
+    the content tokens triggers that the model writes behind passages of DOCS.
+    """
+    if atlas is not None:
+        _calibrate_atlas(name, dtype, atlas, rate, as_json)
+        return
     from tqdm import tqdm
 
     from inference.calibration import save
@@ -59,6 +74,32 @@ def calibrate(name: str, dtype: Any, as_json: bool) -> None:
         return
     for line in _account(found):
         click.echo(line)
+    click.echo(path)
+
+
+def _calibrate_atlas(name: str, dtype: Any, docs: Path, rate: float, as_json: bool) -> None:
+    from tqdm import tqdm
+
+    from agents.atlas_calibration import calibrate, save
+    from inference.engine import NativeConfig
+    from retrieval.documents import load
+
+    texts = [document.text for document in load(docs)]
+    engine = NativeConfig(model=name, dtype=dtype).open()
+    try:
+        hidden = not sys.stderr.isatty()
+        with tqdm(total=len(texts), desc="calibrating", unit="text", disable=hidden) as bar:
+            found = calibrate(engine, texts, rate=rate, tick=lambda: bar.update(1))
+    finally:
+        engine.close()
+    path = str(save(found))
+    if as_json:
+        click.echo(json.dumps({"path": path, **found.model_dump()}))
+        return
+    click.echo(
+        f"a token under p = {found.max_probability:.4f} with MLAG over {found.threshold:.3g} "
+        f"triggers: {rate:.1%} of {found.tokens} content tokens behind {found.texts} texts"
+    )
     click.echo(path)
 
 

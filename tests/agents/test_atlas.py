@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from agents import atlas
 from agents.atlas import LrpConfig, MlagConfig
 from agents.atlas_calibration import calibrate, find, place, save, thresholds
-from inference import InferenceInputError, Request, SamplingParams
+from inference import InferenceInputError, Message, Request, SamplingParams
 from inference.engine import NativeConfig
 from inference.native.engine import NativeEngine
 from inference.watched import Watch, Watched
@@ -170,7 +170,9 @@ def test_thresholds_meet_their_rates_and_belong_to_their_weights(
 
 
 def test_passages_stand_before_the_question() -> None:
-    said = atlas.prompt("Who?", [{"title": "Mill", "text": "It was $5."}])[1].content
-    assert said == "Passages:\n[1] Mill: It was $5.\n\nWho?"
-    assert atlas.prompt("Who?", [])[1].content == "Who?"
+    dialogue = [Message("system", "Be short."), Message("user", "Who?")]
+    grounded = atlas.grounded(dialogue, [{"title": "Mill", "text": "It was $5."}])
+    assert grounded[0] == dialogue[0]
+    assert grounded[1].content == "Passages:\n[1] Mill: It was $5.\n\nWho?"
+    assert atlas.grounded(dialogue, []) == dialogue
     assert "Harrow Bridge" in atlas.query_prompt(["Harrow", "Bridge"])[0].content

@@ -201,10 +201,14 @@ def _bad_key(key: str) -> str:
     )
 
 
+GENERATING = ("sampling", "grammar", "adapter", "kv", "drafter", "trigger", "engine")
+"""Keys of nodes that generate."""
+
+
 def _check_use_of_engine(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:
     name = place[-1]
     if not row.generates:
-        for option in ("sampling", "grammar", "adapter", "kv", "drafter", "engine"):
+        for option in GENERATING:
             if option in node.model_fields_set:
                 message = f"node {name!r} ({node.use}) generates nothing; remove `{option}`"
                 draft.add((*place, option), "not_generating", message, key=True)
@@ -213,6 +217,14 @@ def _check_use_of_engine(draft: Draft, place: Path, node: NodeSpec, row: type[No
     check_grammar(draft, place, node)
     _check_method(draft, place, "kv", node.kv, node.policy)
     _check_method(draft, place, "drafter", node.drafter, node.drafts)
+    _check_method(draft, place, "trigger", node.trigger, node.watches)
+    for option in ("grammar", "kv", "drafter"):
+        if node.trigger is not None and getattr(node, option) is not None:
+            message = (
+                f"node {name!r} has a trigger, which goes back inside an answer, and `{option}`, "
+                "which holds for whole answers; remove one of the two"
+            )
+            draft.add((*place, option), "trigger_with_" + option, message, key=True)
     config = _resource(draft, place, node.engine, "engine", draft.tables.engines)
     if config is None:
         return
@@ -242,7 +254,7 @@ def _check_method(
 
 
 def _check_use_of_retriever(draft: Draft, place: Path, node: NodeSpec, row: type[Node]) -> None:
-    if row.retrieves:
+    if row.retrieves or node.trigger is not None:
         _resource(draft, place, node.retriever, "retriever", draft.tables.retrievers)
     elif "retriever" in node.model_fields_set:
         message = f"node {place[-1]!r} ({node.use}) retrieves nothing; remove `retriever`"

@@ -46,7 +46,10 @@ class Retrieve(Node):
 
 
 class Generate(Node):
-    """One answer of the model to a prompt, after an optional system message."""
+    """One answer of the model to a prompt, after an optional system message.
+
+    Where the node has a trigger, `found` are the passages that it searched for meanwhile.
+    """
 
     prompt: str = Field(min_length=1)
     system: str | None = None
@@ -56,6 +59,7 @@ class Generate(Node):
     writes: ClassVar[dict[str, str]] = {
         "text": "what the model wrote, stripped",
         "finish_reason": "why it stopped",
+        "found": "passages that a trigger searched for, as citations; unchanged without one",
     }
     generates: ClassVar[bool] = True
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.CHAT})
@@ -67,7 +71,10 @@ class Generate(Node):
             [*system, Message("user", self.prompt)], max_tokens=self.max_tokens, stop=self.stop
         )
         context.note(text=output.text, finish_reason=output.finish_reason.value)
-        return {"text": output.text.strip(), "finish_reason": output.finish_reason.value}
+        update = {"text": output.text.strip(), "finish_reason": output.finish_reason.value}
+        if "trigger" in output.notes:
+            return {**update, "found": output.notes["trigger"]["passages"]}
+        return update
 
 
 class CallWorkflow(Node):
