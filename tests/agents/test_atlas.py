@@ -176,3 +176,12 @@ def test_passages_stand_before_the_question() -> None:
     assert grounded[1].content == "Passages:\n[1] Mill: It was $5.\n\nWho?"
     assert atlas.grounded(dialogue, []) == dialogue
     assert "Harrow Bridge" in atlas.query_prompt(["Harrow", "Bridge"])[0].content
+
+
+def test_thresholds_of_the_default_model_come_along(default_engine: NativeEngine) -> None:
+    digest = default_engine.weights_digest
+    found = find("default", digest, "lookahead", 32)
+    assert found.base_digest == digest and found.rate == 0.05 and found.tokens >= 500
+    assert 0 < found.max_probability < 1 and found.threshold > 0
+    with pytest.raises(InferenceInputError, match="ragwright models calibrate default --atlas"):
+        find("default", digest, "outgoing", 32)
