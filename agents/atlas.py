@@ -331,18 +331,21 @@ def whole_word(pieces: Sequence[str], at: int, end: int) -> str:
     return "".join(pieces[first:behind]).strip()
 
 
-def grounded(dialogue: Sequence[Message], passages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The dialogue, with numbered passages before what its last user message says."""
+def grounded(
+    asked: Sequence[Message] | str, passages: Sequence[Mapping[str, Any]]
+) -> list[Message] | str:
+    """The dialogue with passages before what its last message says, or before a plain prompt."""
     if not passages:
-        return list(dialogue)
+        return asked if isinstance(asked, str) else list(asked)
     prompts = load_prompts("atlas")
     shown = "\n".join(
-        fill(prompts["passage"], number=str(number), title=one["title"], text=one["text"])
-        for number, one in enumerate(passages, start=1)
+        fill(prompts["passage"], title=one["title"], text=one["text"]) for one in passages
     )
-    at = max(place for place, one in enumerate(dialogue) if one.role == "user")
-    asked = fill(prompts["passages"], passages=shown, question=dialogue[at].content)
-    return [*dialogue[:at], Message("user", asked), *dialogue[at + 1 :]]
+    if isinstance(asked, str):
+        return fill(prompts["passages"], passages=shown, question=asked)
+    *before, last = asked
+    content = fill(prompts["passages"], passages=shown, question=last.content)
+    return [*before, Message(last.role, content)]
 
 
 def query_prompt(words: Sequence[str]) -> list[Message]:

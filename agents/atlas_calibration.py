@@ -151,6 +151,6 @@ def find(model: str, digest: str, form: Form, window: int) -> AtlasCalibration:
             ) from None
     raise InferenceInputError(
         f"model {model!r} has no ATLAS thresholds for form {form!r} and window {window}; make them "
-        f"with ragwright models calibrate {model} --atlas DOCS, or give max_probability and "
-        "threshold"
+        f"with ragwright models calibrate {model} --atlas DOCS --form {form} --window {window}, or "
+        "give max_probability and threshold"
     )

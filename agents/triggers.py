@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agents.atlas import Form, LrpConfig, MlagConfig
 from agents.atlas_calibration import find
@@ -20,7 +20,7 @@ class Trigger(BaseModel):
     source: ClassVar[str] = ""
     """Paper and section the method is from."""
 
-    window: int = Field(32, ge=2, le=256, description="tokens that are written before it judges")
+    window: int = Field(32, ge=8, le=256, description="tokens that are written before it judges")
     k: int = Field(3, ge=1, le=50, description="unseen passages that a search adds")
     most: int = Field(3, ge=1, le=50, description="searches of one answer")
     query_tokens: int = Field(24, ge=1, description="longest query that the model writes")
@@ -53,16 +53,16 @@ class Atlas(Trigger):
     words: int = Field(6, ge=1, le=64, description="tokens that the query is written from")
     attention_weight: float = Field(0.7, ge=0, le=1, description="share of attention in LRP")
 
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.max_probability is None) != (self.threshold is None):
+            raise ValueError("max_probability and threshold belong together; give both or neither")
+        return self
+
     def watching(self, model: str, digest: str) -> tuple[MlagConfig, LrpConfig]:
         """The constants of MLAG and LRP for a model."""
         gate, theta = self.max_probability, self.threshold
         if gate is None or theta is None:
-            if (gate is None) != (theta is None):
-                raise TriggerInputError(
-                    "trigger 'atlas': max_probability and threshold are calibrated together; "
-                    "give both or neither",
-                    "threshold" if theta is None else "max_probability",
-                )
             found = find(model, digest, self.form, self.window)
             gate, theta = found.max_probability, found.threshold
         when = MlagConfig(

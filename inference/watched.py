@@ -114,8 +114,17 @@ class Watch:
             tuple(self.engine.pieces(ids)),
             len(self.ids),
             attention,
-            np.array([self._states[at] for at in range(len(ids) - 1)], np.float32),
+            self._mixed(len(ids) - 1),
             np.array(self._probabilities[: len(output.token_ids)]),
             output.finish_reason,
             self.engine.context_length,
         )
+
+    def _mixed(self, tokens: int) -> NDArray[np.float32]:
+        """The states of the first tokens; zeros where a deadline came before they were read."""
+        width = len(next(iter(self._states.values()))) if self._states else 0
+        found = np.zeros((tokens, width), np.float32)
+        for at, state in self._states.items():
+            if at < tokens:
+                found[at] = state
+        return found

@@ -87,6 +87,8 @@ def _state_schema(scope: Scope) -> Any:
             keys[_parts(name)] = Annotated[list[Any], _gather]
         else:
             written = NODES[node.use].written(node.options)
+            if node.trigger is not None:
+                written |= NODES[node.use].found.keys()
             keys.update({node.save.get(key, key): Any for key in written})
     return TypedDict("State", keys, total=False)  # type: ignore[operator]
 

@@ -83,31 +83,11 @@ class StepContext:
         says so: the grammar ends the answer. Raises BudgetExhausted when the prompt alone is more
         than what is left, and RequestFailed when the engine could not finish the answer.
         """
-        trigger = self.scope.spec.nodes[self.node].watches()
+        node = self.scope.spec.nodes[self.node]
+        trigger = node.watches()
         if trigger is not None:
             params = self._params(max_tokens, stop)
             return await triggered(self, trigger, prompt, params, trained)
-        return await self.generate_plainly(
-            prompt,
-            max_tokens=max_tokens,
-            stop=stop,
-            references=references,
-            draft_prompt=draft_prompt,
-            trained=trained,
-        )
-
-    async def generate_plainly(
-        self,
-        prompt: Sequence[Message] | str,
-        *,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        references: Sequence[str] = (),
-        draft_prompt: Sequence[Message] | None = None,
-        trained: str | None = None,
-    ) -> Output:
-        """`generate`, whatever trigger the node has."""
-        node = self.scope.spec.nodes[self.node]
         engine = await self.scope.resources.engine(node.engine)
         spec = node.grammar
         if spec is not None and stop:
@@ -136,9 +116,26 @@ class StepContext:
         output.raise_if_failed()
         return output
 
+    async def aside(self, prompt: Sequence[Message], max_tokens: int, stop: Sequence[str]) -> str:
+        """A greedy generation beside the answer, which is neither streamed nor journalled."""
+        node = self.scope.spec.nodes[self.node]
+        engine = await self.scope.resources.engine(node.engine)
+        self.calls += 1
+        request = Request(
+            messages=list(prompt),
+            sampling=SamplingParams(max_tokens=max_tokens, stop=tuple(stop), seed=self._seed()),
+            seconds=self._seconds_left(),
+            tenant=self.scope.tenant,
+        )
+        request = self._within_budget(engine, request)
+        call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
+        output = await self._run(call, request, shown=False)
+        output.raise_if_failed()
+        return output.text
+
     async def watch(
         self,
-        prompt: Sequence[Message],
+        prompt: Sequence[Message] | str,
         *,
         kept: Sequence[int] = (),
         max_tokens: int,
@@ -158,8 +155,10 @@ class StepContext:
         params = replace(params, max_tokens=max_tokens, stop=())
         if self.sampling.get("seed") is None:
             params = replace(params, seed=self._seed(1))
+        text = isinstance(prompt, str)
         request = Request(
-            messages=list(prompt),
+            prompt=prompt if text else None,
+            messages=None if text else list(prompt),
             sampling=params,
             seconds=self._seconds_left(),
             adapters=node.adapters if trained is None else (trained,),
@@ -168,7 +167,7 @@ class StepContext:
         watch = Watch(engine, request, kept, weights)
         request = self._within_budget(engine, watch.request)
         call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
-        output = await self._run(call, request)
+        output = await self._run(call, request, shown=False)
         output.raise_if_failed()
         return await asyncio.to_thread(watch.result, output)
 
@@ -251,15 +250,14 @@ class StepContext:
         origin = f"{self.scope.seed}/{self.scope.path}{self.task}/{call or self.calls}"
         return int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8], "big")
 
-    async def _run(self, call: Call, request: Request) -> Output:
+    async def _run(self, call: Call, request: Request, *, shown: bool = True) -> Output:
         """The output; on cancellation, what was spent until the abort is charged first."""
         engine, began = call.engine, time.perf_counter()
         started_at = time.time()
         streams = Capability.STREAM in engine.capabilities
         if self.scope.journalled and not streams:
             self.note(warm_resume=f"engine {call.resource!r} does not stream: a kill loses tokens")
-        watched = request.taps is not None  # it may be taken back
-        wanted = streams and not watched and (self.scope.stream_text or self.scope.journalled)
+        wanted = streams and shown and (self.scope.stream_text or self.scope.journalled)
         work = asyncio.ensure_future(
             self._stream(call, request) if wanted else _generate(engine, request)
         )

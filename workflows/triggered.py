@@ -1,23 +1,39 @@
 """Retrieval inside a generation: a watched answer that goes back to where it should search.
 
-The passages stand before the question, so that what was read of the dialogue is read again behind
+The passages stand before the question, so that what was read of the prompt is read again behind
 them; the tokens of the answer that are kept go on as if they had been written there.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from agents.atlas import (
+    LrpConfig,
+    MlagConfig,
+    first_trigger,
+    grounded,
+    query_prompt,
+    query_words,
+    settled,
+    state_weights,
+)
 from agents.atlas import Trigger as Place
-from agents.atlas import first_trigger, grounded, query_prompt, query_words, settled, state_weights
 from agents.triggers import Atlas, Trigger
-from inference import FinishReason, Message, Output, SamplingParams, Usage
+from inference import FinishReason, Message, Output, Request, SamplingParams, Usage
+from inference.engine import Watchable
+from inference.errors import PromptTooLong
 from inference.requests import Stats
 from inference.watched import Watched
+from workflows.events import TextDelta
+from workflows.meter import BudgetExhausted
 
 if TYPE_CHECKING:
     from workflows.context import StepContext
+
+Prompt = Sequence[Message] | str
 
 
 class Triggered:
@@ -27,92 +43,138 @@ class Triggered:
         self,
         context: StepContext,
         trigger: Atlas,
-        dialogue: Sequence[Message],
+        asked: Prompt,
         params: SamplingParams,
         trained: str | None,
     ) -> None:
         self._context = context
         self._trigger = trigger
-        self._dialogue = list(dialogue)
+        self._asked = asked
         self._params = params
         self._trained = trained
         self.kept: list[int] = []
         self.passages: list[dict[str, Any]] = []
         self.searches: list[dict[str, Any]] = []
+        self.short: str | None = None
+        """Why it searches no more, where something ran out."""
 
     async def write(self) -> tuple[str, FinishReason]:
-        """The whole answer, cut at the first stop string, and how it ended."""
+        """The whole answer, cut at the first stop string, and how it ended.
+
+        Tokens or a context that run out end it as they end a plain generation.
+        """
         model = await self._context.watched_model()
         when, what = self._trigger.watching(model.model, model.weights_digest)
-        weights = list(state_weights(model.layers, what.layer_temperature))
         judged = 0  # tokens of the answer that were judged, and are not judged again
         while True:
             room = self._params.max_tokens - len(self.kept)
-            seen = await self._context.watch(
-                grounded(self._dialogue, self.passages),
-                kept=self.kept,
-                max_tokens=min(self._trigger.window, room),
-                weights=weights,
-                trained=self._trained,
-            )
-            ended = len(seen.produced) == room or seen.finish_reason is not FinishReason.LENGTH
+            asked = min(self._trigger.window, room)
+            try:
+                seen = await self._segment(model, asked, what)
+            except (BudgetExhausted, PromptTooLong):
+                if not self.kept:
+                    raise
+                return model.decode(self.kept), FinishReason.LENGTH
+            stopped = seen.finish_reason is not FinishReason.LENGTH
+            ended = stopped or len(seen.produced) < asked or asked == room
             end = len(seen.ids) if ended else settled(seen)
-            found = None
-            if len(self.searches) < self._trigger.most:
-                origin = seen.start - len(self.kept)
-                found = first_trigger(seen, origin + judged, end, when)
-            if found is not None:
-                await self._search(found, query_words(seen, found.position, what), seen)
+            span = seen.ids[seen.start : end]
+            said = _before_stop(model, self.kept, span, self._params.stop)
+            first = seen.start + max(0, judged - len(self.kept))
+            found = await self._found(seen, first, seen.start + said, when)
+            if found is not None and await self._search(model, seen, found, what):
                 judged = len(self.kept) + 1
                 continue
-            self.kept += seen.ids[seen.start : end]
-            judged = max(judged, len(self.kept))
-            text, cut = _cut(model.decode(self.kept), self._params.stop)
-            if cut or ended:
-                return text, FinishReason.STOP_STRING if cut else seen.finish_reason
+            self.kept += span
+            judged = len(self.kept)
+            if said < len(span):
+                return _cut(model.decode(self.kept), self._params.stop), FinishReason.STOP_STRING
+            if ended:
+                return model.decode(self.kept), seen.finish_reason
 
-    async def _search(self, found: Place, words: Sequence[str], seen: Watched) -> None:
-        """Keep what stands before the token, and search for what its context asks."""
+    async def _segment(self, model: Watchable, tokens: int, what: LrpConfig) -> Watched:
+        """The next tokens behind those that are kept, over the passages found so far."""
+        return await self._context.watch(
+            grounded(self._asked, self.passages),
+            kept=self.kept,
+            max_tokens=tokens,
+            weights=list(state_weights(model.layers, what.layer_temperature)),
+            trained=self._trained,
+        )
+
+    async def _found(self, seen: Watched, first: int, end: int, when: MlagConfig) -> Place | None:
+        """The first token of a segment that asks for a search which there is means for."""
+        late = seen.finish_reason is FinishReason.DEADLINE
+        if self.short or late or len(self.searches) == self._trigger.most:
+            return None
+        return await asyncio.to_thread(first_trigger, seen, first, end, when)
+
+    async def _search(self, model: Watchable, seen: Watched, found: Place, what: LrpConfig) -> bool:
+        """Search for what the context of a token asks, and keep what stands before it.
+
+        False, with nothing changed, where the budget allows no query or no search.
+        """
+        words = await asyncio.to_thread(query_words, seen, found.position, what)
+        try:
+            written = await self._context.aside(
+                query_prompt(words), self._trigger.query_tokens, ("\n",)
+            )
+            query = written.strip() or " ".join(words)
+            [hits] = await self._context.search(
+                [query], self._trigger.k, exclude=[one["id"] for one in self.passages]
+            )
+        except BudgetExhausted as error:
+            self.short = str(error)
+            return False
         self.kept += seen.ids[seen.start : found.position]
-        written = await self._context.generate_plainly(
-            query_prompt(words), max_tokens=self._trigger.query_tokens, stop=("\n",)
-        )
-        query = written.text.strip() or " ".join(words)
-        [hits] = await self._context.search(
-            [query], self._trigger.k, exclude=[one["id"] for one in self.passages]
-        )
-        self.passages += [hit.citation() for hit in hits]
+        read = [hit.citation() for hit in hits]
+        while read and not self._fit(model, read):
+            read.pop()
+        if len(read) < len(hits):
+            self.short = f"the context of {model.context_length} tokens holds no more passages"
+        self.passages += read
         self.searches.append(
             {
                 "at": len(self.kept),
                 "token": seen.pieces[found.position],
                 "probability": round(found.probability, 4),
                 "mlag": float(f"{found.mlag:.4g}"),
-                "words": list(words),
+                "words": words,
                 "query": query,
-                "passages": [hit.passage.id for hit in hits],
+                "passages": [one["id"] for one in read],
             }
         )
+        return True
+
+    def _fit(self, model: Watchable, read: Sequence[dict[str, Any]]) -> bool:
+        """Whether the answer has room behind these passages too."""
+        asked = grounded(self._asked, [*self.passages, *read])
+        text = isinstance(asked, str)
+        request = Request(prompt=asked) if text else Request(messages=asked)  # type: ignore[arg-type]
+        return len(model.encode(request)) + self._params.max_tokens <= model.context_length
 
 
 async def triggered(
     context: StepContext,
     trigger: Trigger,
-    prompt: Sequence[Message] | str,
+    prompt: Prompt,
     params: SamplingParams,
     trained: str | None,
 ) -> Output:
     """A generation of the node that searches where its trigger says so.
 
-    The notes of the step hold `trigger`: its searches, with token, words, query and passages. The
-    output's notes hold the passages themselves too.
+    The notes of the step hold `trigger`: its searches, with token, words, query and passages, and
+    `short` where something ran out. The output's notes hold the passages themselves too. It is
+    streamed in one piece, since what was written may have been taken back.
     """
     assert isinstance(trigger, Atlas), "the only row of its table"
-    dialogue = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     before = context.usage.to_dict()
-    writing = Triggered(context, trigger, dialogue, params, trained)
+    writing = Triggered(context, trigger, prompt, params, trained)
     text, reason = await writing.write()
-    context.note(trigger={"searches": writing.searches})
+    if context.scope.stream_text and text:
+        context.scope.emit(TextDelta(context.scope.path + context.node, text))
+    told = {"searches": writing.searches, **({"short": writing.short} if writing.short else {})}
+    context.note(trigger=told)
     spent = {name: value - before[name] for name, value in context.usage.to_dict().items()}
     return Output(
         f"{context.task}-triggered",
@@ -121,11 +183,21 @@ async def triggered(
         reason,
         Usage(**spent),  # type: ignore[arg-type]
         Stats(),
-        {"trigger": {"searches": writing.searches, "passages": writing.passages}},
+        {"trigger": {**told, "passages": writing.passages}},
     )
 
 
-def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text up to the first stop string, and whether there is one."""
-    places = [place for one in stop if (place := text.find(one)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+def _before_stop(
+    model: Watchable, kept: Sequence[int], span: Sequence[int], stop: Sequence[str]
+) -> int:
+    """How many tokens of a span stand before the one that completes a stop string; all without."""
+    for count in range(1, len(span) + 1) if stop else ():
+        text = model.decode([*kept, *span[:count]])
+        if any(one in text for one in stop):
+            return count - 1
+    return len(span)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings that stands in it."""
+    return text[: min(place for one in stop if (place := text.find(one)) >= 0)]

@@ -45,19 +45,25 @@ def list_command(as_json: bool) -> None:
     "--atlas",
     type=click.Path(exists=True, path_type=Path),
     metavar="DOCS",
-    help="Thresholds of ATLAS over passages of these documents, instead.",
+    help="Thresholds of ATLAS behind the beginnings of these documents, instead.",
 )
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05)
+@click.option("--rate", type=click.FloatRange(0, 0.5, min_open=True, max_open=True))
+@click.option("--form", type=click.Choice(["lookahead", "outgoing"]))
+@click.option("--window", type=click.IntRange(8, 256))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def calibrate(name: str, dtype: Any, atlas: Path | None, rate: float, as_json: bool) -> None:
+def calibrate(name: str, dtype: Any, atlas: Path | None, as_json: bool, **options: Any) -> None:
     """Measure model NAME (default: default) here, for the engine to use from then on.
 
-    With --atlas, what ATLAS must know of it: at which probability and which MLAG a share --rate of
-    the content tokens triggers that the model writes behind passages of DOCS.
+    With --atlas, what ATLAS must know of it: at which probability and which MLAG a share --rate
+    (0.05) of the content tokens triggers that the model writes behind the beginnings of DOCS, for
+    a --form (lookahead) and a --window (32) of the trigger.
     """
+    given = {option: value for option, value in options.items() if value is not None}
     if atlas is not None:
-        _calibrate_atlas(name, dtype, atlas, rate, as_json)
+        _calibrate_atlas(name, dtype, atlas, given, as_json)
         return
+    if given:
+        raise click.UsageError(f"--{next(iter(given))} goes with --atlas DOCS")
     from tqdm import tqdm
 
     from inference.calibration import save
@@ -77,7 +83,9 @@ def calibrate(name: str, dtype: Any, atlas: Path | None, rate: float, as_json: b
     click.echo(path)
 
 
-def _calibrate_atlas(name: str, dtype: Any, docs: Path, rate: float, as_json: bool) -> None:
+def _calibrate_atlas(
+    name: str, dtype: Any, docs: Path, options: dict[str, Any], as_json: bool
+) -> None:
     from tqdm import tqdm
 
     from agents.atlas_calibration import calibrate, save
@@ -89,7 +97,7 @@ def _calibrate_atlas(name: str, dtype: Any, docs: Path, rate: float, as_json: bo
     try:
         hidden = not sys.stderr.isatty()
         with tqdm(total=len(texts), desc="calibrating", unit="text", disable=hidden) as bar:
-            found = calibrate(engine, texts, rate=rate, tick=lambda: bar.update(1))
+            found = calibrate(engine, texts, **options, tick=lambda: bar.update(1))
     finally:
         engine.close()
     path = str(save(found))
@@ -98,7 +106,7 @@ def _calibrate_atlas(name: str, dtype: Any, docs: Path, rate: float, as_json: bo
         return
     click.echo(
         f"a token under p = {found.max_probability:.4f} with MLAG over {found.threshold:.3g} "
-        f"triggers: {rate:.1%} of {found.tokens} content tokens behind {found.texts} texts"
+        f"triggers: {found.rate:.1%} of {found.tokens} content tokens behind {found.texts} texts"
     )
     click.echo(path)
 

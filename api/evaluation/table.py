@@ -18,6 +18,7 @@ NAMES = {
     "completion_tokens": "generated tokens",
     "tokens": "tokens",
     "model_calls": "model calls",
+    "retrievals": "searches",
     "seconds": "seconds",
 }
 COUNTS = {

@@ -44,8 +44,7 @@ class _Lookup(Proposer):
         index = Index(self._options.ngram)
         for text in (*start.references, start.prompt):
             index.begin()
-            for token in text:
-                index.add(token)
+            index.extend(text)
         return index
 
     def propose(self, turns: Sequence[Turn]) -> Sequence[Proposal | None]:
@@ -54,8 +53,7 @@ class _Lookup(Proposer):
 
     def _chain(self, turn: Turn) -> Proposal | None:
         index: Index = turn.state
-        for token in turn.ids[len(turn.ids) - turn.fresh :]:
-            index.add(token)
+        index.extend(turn.ids[len(turn.ids) - turn.fresh :])
         found = index.after(min(self._options.tokens, turn.room, turn.depth))
         index.turns += 1
         if not found:
@@ -95,6 +93,11 @@ class Index:
         for length in range(1, min(self._ngram, end - self._first) + 1):
             self._places[tuple(self._ids[end - length : end])] = end
         self._ids.append(token)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """More tokens of the text."""
+        for token in tokens:
+            self.add(token)
 
     def after(self, most: int, ahead: Sequence[int] = (), least: int = 1) -> list[int]:
         """Up to `most` tokens that followed the longest suffix which occurred before.

@@ -143,7 +143,7 @@ class _State:
 
     start: Start
     prompt: Sequence[int]
-    texts: Index
+    texts: Index = field(default_factory=lambda: Index(NGRAM))
     line: Line | None = None
     fallback: str | None = None
     draft_seconds: float = 0.0
@@ -191,11 +191,7 @@ class _Drafting(Proposer):
                 "model",
             )
         fallback = "no draft prompt was given: the drafter reads the request's own"
-        texts = Index(NGRAM)
-        texts.begin()
-        for token in start.prompt:
-            texts.add(token)
-        return _State(start, start.prompt, texts, fallback=fallback if start.own else None)
+        return _State(start, start.prompt, fallback=fallback if start.own else None)
 
     def propose(self, turns: Sequence[Turn]) -> Sequence[Proposal | None]:
         """A chain for each request; its draft prompt is read before the first one."""
@@ -263,8 +259,8 @@ class _Drafting(Proposer):
                 )
                 state.prompt = list(turn.ids[: turn.prompt])
             state.line = self._second.admit(state.prompt, tenant=state.start.tenant)
-        for token in turn.ids[len(turn.ids) - turn.fresh :]:
-            state.texts.add(token)
+            state.texts.extend(state.prompt)
+        state.texts.extend(turn.ids[len(turn.ids) - turn.fresh :])
         self._second.sync(state.line, [*state.prompt, *turn.ids[turn.prompt :]])
         if state.line.lost is not None:
             return None

@@ -173,8 +173,11 @@ def test_passages_stand_before_the_question() -> None:
     dialogue = [Message("system", "Be short."), Message("user", "Who?")]
     grounded = atlas.grounded(dialogue, [{"title": "Mill", "text": "It was $5."}])
     assert grounded[0] == dialogue[0]
-    assert grounded[1].content == "Passages:\n[1] Mill: It was $5.\n\nWho?"
+    assert grounded[1] == Message("user", "Passages:\n- Mill: It was $5.\n\nWho?")
     assert atlas.grounded(dialogue, []) == dialogue
+    assert (
+        atlas.grounded("Who?", [{"title": "Mill", "text": "x"}]) == "Passages:\n- Mill: x\n\nWho?"
+    )
     assert "Harrow Bridge" in atlas.query_prompt(["Harrow", "Bridge"])[0].content
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from agents.triggers import METHODS, Atlas
+from agents.triggers import METHODS
 from inference import Capability, Message, Request, SamplingParams
 from inference.engine import NativeConfig
 from inference.native.engine import NativeEngine
@@ -18,6 +18,7 @@ from retrieval.index import build_index
 from tests.inference.tiny import checkpoint
 from tests.workflows.basis import BASE, TABLES, Large, faults_of, with_key
 from workflows.checks.uploaded import check_uploaded
+from workflows.events import TextDelta
 from workflows.jsonschema import workflow_schema
 from workflows.loading import load_workflow
 from workflows.resources import Overrides, ResourcePool, Resources
@@ -111,14 +112,24 @@ def engine(folder: Path) -> Iterator[NativeEngine]:
 
 
 def answered(
-    tmp_path: Path, folder: Path, index: Path, trigger: str, stop: str = "[]"
+    tmp_path: Path,
+    folder: Path,
+    index: Path,
+    trigger: str,
+    stop: str = "[]",
+    *,
+    budget: str = "{}",
+    **options: Any,
 ) -> tuple[RunResult, dict[str, Any]]:
     file = tmp_path / "w.yaml"
-    file.write_text(TEXT.replace("TRIGGER", trigger).replace("STOP", stop), encoding="utf-8")
+    text = TEXT.replace("TRIGGER", trigger).replace("STOP", stop) + f"budget: {budget}\n"
+    if trigger == "null":
+        text = text.replace(', found: "${state.found}"', "")
+    file.write_text(text, encoding="utf-8")
     workflow, pool = load_workflow(str(file)), ResourcePool()
     config = NativeConfig(model=str(folder), dtype="float32")
     resources = Resources(workflow.spec, pool, index=index, overrides=Overrides(engine=config))
-    result = asyncio.run(execute(workflow, {}, resources, RunOptions("t")))
+    result = asyncio.run(execute(workflow, {}, resources, RunOptions("t", **options)))
     pool.close()
     assert result.status is RunStatus.COMPLETED, result.error
     return result, result.steps[0]["notes"]
@@ -177,10 +188,44 @@ def test_the_shipped_workflow_needs_thresholds_of_its_model(folder: Path, index:
     assert "ragwright models calibrate" in result.error["message"]
 
 
-def test_thresholds_go_together() -> None:
+def test_a_budget_that_runs_out_ends_an_answer_as_it_ends_a_plain_one(
+    tmp_path: Path, folder: Path, index: Path
+) -> None:
+    """Forty tokens pay for the prompt and a part of the answer, and for no query."""
+    for budget, searches in (("{tokens: 60}", 0), ("{retrievals: 1}", 1)):
+        result, notes = answered(tmp_path, folder, index, EAGER, budget=budget)
+        assert result.outputs["answer"]
+        assert len(notes["trigger"]["searches"]) == searches
+        assert "budget" in notes["trigger"]["short"]
+
+
+def test_a_context_that_is_full_takes_no_more_passages(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, index: Path
+) -> None:
+    small = checkpoint(tmp_path_factory.mktemp("small"), endless=True, context=96)
+    result, notes = answered(tmp_path, small, index, EAGER.replace("k: 1", "k: 5"))
+    assert "context of 96 tokens" in notes["trigger"]["short"]
+    assert len(notes["trigger"]["searches"]) < 3 and result.outputs["answer"]
+
+
+def test_what_is_streamed_is_the_answer(tmp_path: Path, folder: Path, index: Path) -> None:
+    said: list[str] = []
+    sinks = [lambda event: said.append(event.text) if isinstance(event, TextDelta) else None]
+    result, _ = answered(tmp_path, folder, index, EAGER, sinks=sinks, stream_text=True)
+    assert "".join(said).strip() == result.outputs["answer"]
+
+
+def test_found_is_written_only_where_something_searches() -> None:
+    (fault,) = faults_of(
+        TEXT.replace("    trigger: TRIGGER\n", "").replace("STOP", "[]"), Tables.default()
+    )
+    assert "no node writes state.found" in fault.message
+    assert faults_of(TEXT.replace("TRIGGER", EAGER).replace("STOP", "[]"), Tables.default()) == []
+
+
+@pytest.mark.parametrize("options", ["threshold=0.5", "max_probability=0.5"])
+def test_thresholds_go_together(options: str) -> None:
     from agents.errors import TriggerInputError
 
-    atlas = METHODS.parse("atlas:threshold=0.5")
-    assert isinstance(atlas, Atlas)
     with pytest.raises(TriggerInputError, match="give both or neither"):
-        atlas.watching("m", "d")
+        METHODS.parse(f"atlas:{options}")

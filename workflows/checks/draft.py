@@ -89,7 +89,9 @@ class Draft:
         kind = self.kind(node)
         if kind is None:
             return frozenset()
-        keys = kind.written(node.options)
+        keys = kind.written(node.options) | (
+            kind.found.keys() if node.trigger is not None else set()
+        )
         return frozenset(node.save.get(key, key) for key in keys) if renamed else keys
 
     @property
@@ -123,6 +125,7 @@ _DISPENSABLE = {
     "adapter",
     "kv",
     "drafter",
+    "trigger",
     "max_parallel",
 }
 """Keys of a node without which the rest of it can still be judged."""

@@ -8,8 +8,6 @@ from typing import Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from inference import Capability, Message, Output
-from inference.engine import Watchable
-from inference.watched import Watched
 from retrieval import Hit
 
 State = Mapping[str, Any]
@@ -39,24 +37,6 @@ class NodeContext(Protocol):
         The node's drafter may copy from `references`, and reads `draft_prompt` in place of the
         prompt if it is a model. `trained` is a shipped adapter that `equipped` has promised.
         """
-        ...
-
-    async def watch(
-        self,
-        prompt: Sequence[Message],
-        *,
-        kept: Sequence[int] = (),
-        max_tokens: int,
-        weights: Sequence[float] | None = None,
-    ) -> Watched:
-        """One generation behind the tokens `kept`, with what the model attended to.
-
-        `weights` mix the hidden states of the layers, embedding first.
-        """
-        ...
-
-    async def watched_model(self) -> Watchable:
-        """The node's engine, for its digest, layers and decoding."""
         ...
 
     async def equipped(self, name: str) -> bool:
@@ -110,6 +90,8 @@ class Node(BaseModel):
     """State keys read besides those named in the options."""
     writes: ClassVar[dict[str, str]] = {}
     """State keys written, each with one line on what it holds."""
+    found: ClassVar[dict[str, str]] = {}
+    """State keys written besides where the node has a trigger, each with what it holds."""
     generates: ClassVar[bool] = False
     """True if the node calls an engine."""
     retrieves: ClassVar[bool] = False

@@ -59,7 +59,9 @@ class Generate(Node):
     writes: ClassVar[dict[str, str]] = {
         "text": "what the model wrote, stripped",
         "finish_reason": "why it stopped",
-        "found": "passages that a trigger searched for, as citations; unchanged without one",
+    }
+    found: ClassVar[dict[str, str]] = {
+        "found": "passages that the trigger searched for, as citations"
     }
     generates: ClassVar[bool] = True
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.CHAT})
