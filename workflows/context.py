@@ -155,10 +155,9 @@ class StepContext:
         params = replace(params, max_tokens=max_tokens, stop=())
         if self.sampling.get("seed") is None:
             params = replace(params, seed=self._seed(1))
-        text = isinstance(prompt, str)
         request = Request(
-            prompt=prompt if text else None,
-            messages=None if text else list(prompt),
+            prompt=prompt if isinstance(prompt, str) else None,
+            messages=None if isinstance(prompt, str) else list(prompt),
             sampling=params,
             seconds=self._seconds_left(),
             adapters=node.adapters if trained is None else (trained,),
