@@ -310,6 +310,7 @@ class IterDRAG(Agent):
 
 
 AGENTS: dict[str, type[Agent]] = {
+    "atlas": ATLAS,
     "auto_rag": AutoRAG,
     "closed_book": ClosedBook,
     "drag": DRAG,
