@@ -127,11 +127,7 @@ class StepContext:
             seconds=self._seconds_left(),
             tenant=self.scope.tenant,
         )
-        request = self._within_budget(engine, request)
-        call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
-        output = await self._run(call, request, shown=False)
-        output.raise_if_failed()
-        return output.text
+        return (await self._unshown(engine, request)).text
 
     async def watch(
         self,
@@ -164,11 +160,17 @@ class StepContext:
             tenant=self.scope.tenant,
         )
         watch = Watch(engine, request, kept, weights)
-        request = self._within_budget(engine, watch.request)
-        call = Call(self.calls, node.engine, engine, fingerprint(engine.model, request))
+        output = await self._unshown(engine, watch.request)
+        return await asyncio.to_thread(watch.result, output)
+
+    async def _unshown(self, engine: Engine, request: Request) -> Output:
+        """The output of a call that is neither streamed nor journalled."""
+        request = self._within_budget(engine, request)
+        resource = self.scope.spec.nodes[self.node].engine
+        call = Call(self.calls, resource, engine, fingerprint(engine.model, request))
         output = await self._run(call, request, shown=False)
         output.raise_if_failed()
-        return await asyncio.to_thread(watch.result, output)
+        return output
 
     async def watched_model(self) -> Watchable:
         """The node's engine, for its digest, layers and decoding; WorkflowInputError without."""

@@ -65,7 +65,7 @@ class Triggered:
         """
         model = await self._context.watched_model()
         when, what = self._trigger.watching(model.model, model.weights_digest)
-        judged = 0  # tokens of the answer that were judged, and are not judged again
+        judged = 0  # of the next tokens: 1 behind a search, whose token is not judged again
         while True:
             room = self._params.max_tokens - len(self.kept)
             asked = min(self._trigger.window, room)
@@ -80,13 +80,12 @@ class Triggered:
             end = len(seen.ids) if ended else settled(seen)
             span = seen.ids[seen.start : end]
             said = _before_stop(model, self.kept, span, self._params.stop)
-            first = seen.start + max(0, judged - len(self.kept))
-            found = await self._found(seen, first, seen.start + said, when)
+            found = await self._found(seen, seen.start + judged, seen.start + said, when)
             if found is not None and await self._search(model, seen, found, what):
-                judged = len(self.kept) + 1
+                judged = 1
                 continue
             self.kept += span
-            judged = len(self.kept)
+            judged = 0
             if said < len(span):
                 return _cut(model.decode(self.kept), self._params.stop), FinishReason.STOP_STRING
             if ended:
