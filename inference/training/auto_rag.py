@@ -44,9 +44,9 @@ from inference.training.stories import of_base, of_prose, written
 from inference.training.traces import Dialogue, read, tell
 
 RECIPES = {"auto_rag": tell, "reader": read}
-HOPS = (1, 1, 2, 2, 2, 3, 3)
-"""How often a trace has so many hops."""
-PROSE = 0.5
+HOPS = (1, 1, 1, 2, 2, 3, 3)
+"""How often a trace over a base has so many hops; those over prose mostly have two."""
+PROSE = 0.6
 """Share of the traces that are told over prose."""
 BASES = 6
 """Knowledge bases that traces are drawn from, all of split 'train'."""
