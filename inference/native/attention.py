@@ -113,15 +113,14 @@ def _chunk(
     plain = view.past == 0 and view.tree is None and (window is None or window >= len(keys))
     query = grouped[view.start : view.end].permute(1, 2, 0, 3)
     groups, rows = query.shape[1:3]
-    mask = None if plain else step.mask(view, window)
-    if mask is not None and rows <= FEW:
+    if not plain and rows <= FEW:
         # The query heads of one key/value head stand in for query positions: entries, which cost
         # more than few rows do, are read once for all of them.
         found = scaled_dot_product_attention(
             query.flatten(1, 2)[None],
             keys.transpose(0, 1)[None],
             values.transpose(0, 1)[None],
-            attn_mask=mask.repeat(groups, 1),
+            attn_mask=step.bias(view, window, query.dtype, groups),
             scale=scale,
         )[0].unflatten(1, (groups, rows))
     else:
@@ -130,7 +129,7 @@ def _chunk(
             query,
             keys.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
             values.transpose(0, 1)[:, None].expand(-1, groups, -1, -1),
-            attn_mask=mask,
+            attn_mask=None if plain else step.bias(view, window, query.dtype, 1),
             is_causal=plain,
             scale=scale,
         )

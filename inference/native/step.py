@@ -96,6 +96,7 @@ class Step:
     hidden: torch.Tensor | None = None
     _plans: dict[int | None, Plan] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    _biases: dict[tuple[int, int | None, int], torch.Tensor] = field(default_factory=dict)
     _parts: dict[tuple[int, ...], tuple[Step, torch.Tensor]] = field(default_factory=dict)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -117,6 +118,20 @@ class Step:
         if key not in self._masks:
             self._masks[key] = sight(view, view.past, window, self.ids.device)
         return self._masks[key]
+
+    def bias(
+        self, view: View, window: int | None, dtype: torch.dtype, copies: int
+    ) -> torch.Tensor:
+        """The mask as attention adds it to scores: [copies * rows, past + rows], 0 or -inf.
+
+        Given a mask of booleans, torch makes this of it in every layer anew.
+        """
+        key = (view.start, window, copies)
+        if key not in self._biases:
+            seen = self.mask(view, window)
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._biases[key] = added.masked_fill_(~seen, -torch.inf).repeat(copies, 1)
+        return self._biases[key]
 
     def active(self, layer: int) -> tuple[Step, torch.Tensor] | None:
         """The part of this step that a layer computes, and its rows; None for all of it."""

@@ -33,7 +33,8 @@ class Medusa(Drafter):
     `accept: exact` keeps the target's outputs, greedy and seeded; `typical` is the paper's
     acceptance when sampling, which does not keep their distribution.
     Deviations: heads share the model's output matrix, and guess among the tokens they were
-    trained with (`tokens` of their file); a guess outside them is never made. Not verified: the
+    trained with (`tokens` of their file); a guess outside them is never made. Those that come along
+    read the drawn token beside the state, as Hydra's do (arXiv 2402.05109). Not verified: the
     paper's own figures, which are of models of 7B and more.
     """
 
@@ -132,11 +133,23 @@ class _Guessing(Proposer):
     reads_hidden: ClassVar[bool] = True
 
     def __init__(self, heads: MedusaHeads, model: Lean, choices: Sequence[Choice]) -> None:
-        self._heads = heads.to(model.dtype, model.device)
+        import torch
+
+        from inference.native.linear import Linear
+
+        heads = heads.to(model.dtype, model.device)
+        self._depth = max(map(len, choices))
+        # One product for all heads: apart, they cost as much as three layers of the model.
+        blocks, biases = heads.blocks[: self._depth], heads.biases[: self._depth]
+        if heads.drawn is not None:
+            blocks = torch.cat([blocks, heads.drawn[: self._depth]], dim=2)
+        self._inner = Linear(blocks.flatten(0, 1), biases.flatten())
+        self._model = model if heads.drawn is not None else None
+        self._tokens = heads.tokens
+        self._dtype = model.dtype
         self._readout = model.readout(heads.tokens)
         self._choices = choices
         self._ranks = 1 + max(max(choice) for choice in choices)
-        self._depth = max(map(len, choices))
 
     def begin(self, start: Start) -> Any:
         """Nothing to prepare."""
@@ -149,19 +162,28 @@ class _Guessing(Proposer):
         states = [turn.hidden for turn in turns if turn.hidden is not None]
         assert len(states) == len(turns), "a proposer that reads hidden states was given none"
         with torch.inference_mode():
-            guesses = self._guesses(torch.stack(states))
+            last = torch.tensor([turn.ids[-1] for turn in turns], device=states[0].device)
+            guesses = self._guesses(torch.stack(states), last)
         return [
             tree(self._choices, found, turn.room, turn.depth)
             for found, turn in zip(guesses, turns, strict=True)
         ]
 
-    def _guesses(self, hidden: torch.Tensor) -> list[list[list[int]]]:
+    def _guesses(self, hidden: torch.Tensor, last: torch.Tensor) -> list[list[list[int]]]:
         """Token ids [turns, heads, ranks], the likeliest first."""
-        inner = self._heads.states(hidden.to(self._heads.blocks))[:, : self._depth]
-        logits = self._readout(inner.flatten(0, 1))
+        import torch
+        from torch.nn.functional import silu
+
+        from inference.speculative.medusa_heads import unit
+
+        read = hidden = hidden.to(self._dtype)
+        if self._model is not None:
+            read = torch.cat([hidden, unit(self._model.embed(last))], dim=1)
+        inner = self._inner(read).unflatten(1, (self._depth, -1))
+        logits = self._readout((hidden[:, None] + silu(inner)).flatten(0, 1))
         found = logits.topk(min(self._ranks, logits.shape[1]), dim=1).indices
-        if self._heads.tokens is not None:
-            found = self._heads.tokens.to(found.device)[found]
+        if self._tokens is not None:
+            found = self._tokens.to(found.device)[found]
         ids: list[list[list[int]]] = found.unflatten(0, (len(hidden), -1)).tolist()
         return ids
 

@@ -3,18 +3,23 @@
 Source: Medusa (arXiv 2401.10774), section 2.1: u = h + SiLU(W h + b), one block per head. The
 output matrix is the model's own, frozen, as the released trainer has it; an own one of each head
 would be 28 million weights for the default model.
+
+Heads may also read the token that was drawn from h: u = h + SiLU(W h + D e + b), where e is its
+embedding at unit mean square. It is known before they guess, and h alone does not say which of its
+likely tokens it was. Source: Hydra (arXiv 2402.05109), whose heads read the guesses along a path
+too, which these do not.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
 
 from inference.errors import DrafterInputError
 from inference.models.manifest import sha256
@@ -30,7 +35,8 @@ class MedusaHeads:
 
     `tokens` are the ids that heads guess among, all of the vocabulary where it is None. `base` is
     the digest of the model they were trained on (`Model.weights_digest`), `model` what it was
-    called; `choices` is the tree that suits them, the likeliest node first.
+    called; `choices` is the tree that suits them, the likeliest node first. `drawn`
+    [K, hidden, hidden] are the matrices D of heads that read the drawn token.
     """
 
     blocks: torch.Tensor
@@ -39,24 +45,30 @@ class MedusaHeads:
     base: str
     model: str
     choices: tuple[Choice, ...]
+    drawn: torch.Tensor | None = None
 
     @property
     def count(self) -> int:
         """K."""
         return len(self.blocks)
 
-    def states(self, hidden: torch.Tensor) -> torch.Tensor:
+    def states(self, hidden: torch.Tensor, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         """What the model's head reads for each guess: [rows, K, hidden] of states [rows, hidden].
 
         Row t belongs to the position whose own prediction is t + 1; state k is for t + 2 + k.
+        `embeddings` [rows, hidden] are those of the tokens t + 1, for heads with `drawn`.
         """
         inner = torch.einsum("rd,kod->rko", hidden, self.blocks) + self.biases
+        if self.drawn is not None:
+            assert embeddings is not None, "heads that read the drawn token were given none"
+            inner = inner + torch.einsum("rd,kod->rko", unit(embeddings), self.drawn)
         return hidden[:, None] + silu(inner)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> MedusaHeads:
         """The same heads to compute with."""
         blocks, biases = (x.to(device, dtype) for x in (self.blocks, self.biases))
-        return MedusaHeads(blocks, biases, self.tokens, self.base, self.model, self.choices)
+        drawn = None if self.drawn is None else self.drawn.to(device, dtype)
+        return replace(self, blocks=blocks, biases=biases, drawn=drawn)
 
     def save(self, folder: Path) -> None:
         """Write heads.safetensors, blocks and biases in bfloat16; a card is the caller's to add."""
@@ -65,6 +77,8 @@ class MedusaHeads:
             "blocks": self.blocks.detach().to("cpu", torch.bfloat16).contiguous(),
             "biases": self.biases.detach().to("cpu", torch.bfloat16).contiguous(),
         }
+        if self.drawn is not None:
+            tensors["drawn"] = self.drawn.detach().to("cpu", torch.bfloat16).contiguous()
         if self.tokens is not None:
             tensors["tokens"] = self.tokens.to("cpu", torch.int32).contiguous()
         facts = {"base": self.base, "model": self.model, "choices": spell_choices(self.choices)}
@@ -83,7 +97,8 @@ class MedusaHeads:
             tokens = tensors["tokens"].long() if "tokens" in tensors else None
             choices = read_choices(facts["choices"])
             blocks, biases = tensors["blocks"], tensors["biases"]
-            heads = cls(blocks, biases, tokens, facts["base"], facts["model"], choices)
+            drawn = tensors.get("drawn")
+            heads = cls(blocks, biases, tokens, facts["base"], facts["model"], choices, drawn)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DrafterInputError(
                 f"heads {str(folder)!r} cannot be read ({type(error).__name__}: {error}); they are "
@@ -109,9 +124,20 @@ class MedusaHeads:
                 f"{list(self.biases.shape)}; they must be [K, hidden, hidden] and [K, hidden]",
                 "heads",
             )
+        if self.drawn is not None and tuple(self.drawn.shape) != shape:
+            raise DrafterInputError(
+                f"heads {str(folder)!r} read the drawn token by {list(self.drawn.shape)} and the "
+                f"state by {list(shape)}; the shapes must be equal",
+                "heads",
+            )
         if deepest > shape[0]:
             raise DrafterInputError(
                 f"heads {str(folder)!r} are {shape[0]} and their choices reach {deepest} deep; "
                 "train them again",
                 "heads",
             )
+
+
+def unit(embeddings: torch.Tensor) -> torch.Tensor:
+    """Rows [rows, hidden] of which the mean square is 1; embeddings of a token are mostly small."""
+    return rms_norm(embeddings, embeddings.shape[-1:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,31 @@ def causal_loss(model: Any) -> Callable[[Sequence[Example]], tuple[torch.Tensor,
         labels = batch.labels[:, 1:]
         # Of a dialogue mostly a third is learned, and the vocabulary is a fifth of the work.
         kept = (labels != IGNORED).any(0).nonzero().flatten()
-        logits = model(
-            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=kept
-        ).logits
+        with mixed(model):
+            logits = model(
+                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=kept
+            ).logits
         labels = labels[:, kept].flatten()
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = cross_entropy(wide.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
         return total, int((labels != IGNORED).sum())
 
     return loss
+
+
+@contextmanager
+def mixed(model: Any) -> Iterator[None]:
+    """Products of adapters in the type of a half-precision base, though their weights are wider.
+
+    peft would take every input to float32 and every output back, which is half of the time.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+    with torch.autocast(model.device.type, model.dtype), disable_input_dtype_casting(model):
+        yield
 
 
 def train_lora(

@@ -7,7 +7,8 @@ stands for by cross entropy, head k weighted 0.8^k, on the answers' tokens only.
 data (section 2.3.2), since what the model was tuned on is not ours to have. Deviations: prompts
 are short templates of our own rather than ShareGPT's; heads share the frozen output matrix, of
 which they use the rows of the most frequent tokens, so that the softmax is over those; tokens
-outside are not learned, and count as missed in every score.
+outside are not learned, and count as missed in every score; and unless told otherwise heads also
+read the token that was drawn (Hydra, arXiv 2402.05109; see `inference.speculative.medusa_heads`).
 
 All stages go on where they were killed.
 """
@@ -32,7 +33,7 @@ from inference.native.checkpoint import Checkpoint
 from inference.native.fingerprint import fingerprint
 from inference.native.lean import EMBEDDING
 from inference.speculative.choices import expected, grow
-from inference.speculative.medusa_heads import WEIGHTS, MedusaHeads
+from inference.speculative.medusa_heads import WEIGHTS, MedusaHeads, unit
 from inference.training.answers import Answer, answer, digest, read
 from inference.training.card import Card
 from inference.training.loop import Plan, plan_of, train
@@ -48,11 +49,15 @@ CALLED = "medusa"
 
 @dataclass(frozen=True, slots=True)
 class MedusaOptions:
-    """`heads` of them guess among the `tokens` most frequent ids; the tree has `nodes` nodes."""
+    """`heads` of them guess among the `tokens` most frequent ids; the tree has `nodes` nodes.
 
-    heads: int = 4
+    With `drawn` they read the drawn token beside the state.
+    """
+
+    heads: int = 3
     tokens: int = 4096
     nodes: int = 32
+    drawn: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +71,37 @@ class Target:
     """[tokens], the ids"""
     output: torch.Tensor
     """[tokens, hidden], float32"""
+    embedding: torch.Tensor | None = None
+    """[vocabulary, hidden], float32, where heads read the drawn token"""
 
 
 class Blocks(torch.nn.Module):  # type: ignore[misc]
     """The parameters of K heads; at the start each passes its input on unchanged."""
 
-    def __init__(self, heads: int, width: int) -> None:
+    def __init__(self, heads: int, width: int, drawn: bool = False) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(heads, width, width))
         self.bias = torch.nn.Parameter(torch.zeros(heads, width))
+        self.drawn = torch.nn.Parameter(torch.zeros(heads, width, width)) if drawn else None
 
-    def forward(self, head: int, hidden: torch.Tensor) -> torch.Tensor:
-        """States [rows, hidden] that the model's head reads in place of `hidden`."""
-        return hidden + silu(linear(hidden, self.weight[head], self.bias[head]))
+    def forward(
+        self, head: int, hidden: torch.Tensor, drawn: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """States [rows, hidden] that the model's head reads in place of `hidden`.
+
+        `drawn` [rows, hidden] are the embeddings of the tokens drawn from these.
+        """
+        inner = linear(hidden, self.weight[head], self.bias[head])
+        if self.drawn is not None:
+            assert drawn is not None, "blocks that read the drawn token were given none"
+            inner = inner + linear(unit(drawn), self.drawn[head])
+        return hidden + silu(inner)
 
 
-def target(model: str, answers: Sequence[Answer], tokens: int) -> Target:
+def target(model: str, answers: Sequence[Answer], tokens: int, drawn: bool = False) -> Target:
     """The output rows of the ids that `answers` use most; among equals the lower id comes first.
 
-    Byte-pair ids stand in order of frequency, so low ones fill up what the answers leave.
+    With `drawn` the embeddings too. Byte-pair ids stand in order of frequency, so low ones fill up what the answers leave.
     """
     from transformers import AutoConfig
 
@@ -97,9 +114,10 @@ def target(model: str, answers: Sequence[Answer], tokens: int) -> Target:
         order = sorted(range(len(whole)), key=lambda token: (-used[token], token))
         ids = torch.tensor(sorted(order[:tokens]))
         rows = whole[ids].float()
+        table = found.read(EMBEDDING).float() if drawn else None
     files = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     base = fingerprint(folder, model, config, torch.float32)
-    return Target(model, base, files, ids, rows)
+    return Target(model, base, files, ids, rows, table)
 
 
 def places(ids: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -109,13 +127,15 @@ def places(ids: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
 
 def medusa_loss(
-    blocks: Blocks, on: Target
+    blocks: Blocks, on: Target, dtype: torch.dtype = torch.float32
 ) -> Callable[[Sequence[Answer]], tuple[torch.Tensor, int]]:
     """Loss of all heads, summed with their weights over the tokens of some answers, in nats.
 
     Row i of the states is what answer token i was drawn from, so head k learns token i + 1 + k:
-    with i as t + 1 that is t + 2 + k. Terms are the tokens that head 0 learns.
+    with i as t + 1 that is t + 2 + k. Terms are the tokens that head 0 learns. Products are taken
+    in `dtype`, the softmax in float32.
     """
+    mixed = torch.autocast(on.output.device.type, dtype, enabled=dtype != torch.float32)
 
     def loss(answers: Sequence[Answer]) -> tuple[torch.Tensor, int]:
         total, terms = torch.zeros(()), 0
@@ -125,8 +145,13 @@ def medusa_loss(
             labels = places(torch.cat([ids for _, ids in pairs]), on.tokens)
             known = labels >= 0
             states = torch.cat([hidden for hidden, _ in pairs])[known].float()
-            logits = linear(blocks(head, states), on.output)
-            total = total + DECAY**head * cross_entropy(logits, labels[known], reduction="sum")
+            drawn = None
+            if on.embedding is not None:
+                drawn = on.embedding[torch.cat([one.ids[:-ahead] for one in answers])[known]]
+            with mixed:
+                logits = linear(blocks(head, states, drawn), on.output)
+            lost = cross_entropy(logits.float(), labels[known], reduction="sum")
+            total = total + DECAY**head * lost
             terms = terms or int(known.sum())
         return total, terms
 
@@ -142,11 +167,13 @@ def train_medusa(
     *,
     scratch: Path,
     facts: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> Card:
     """Train heads on the answers whose part is 'train' and leave them in `out`, with a card.
 
     The tree is grown from the 'calibration' part, the card's scores are of the 'held out' one.
-    `facts` go into the card's options. Checkpoints lie in `scratch` until all is written.
+    Products are taken in `dtype`, weights are kept in float32. `facts` go into the card's options.
+    Checkpoints lie in `scratch` until all is written.
     """
     parts = {
         part: [one for one in answers if one.part == part]
@@ -157,16 +184,17 @@ def train_medusa(
         raise InferenceInputError(
             f"{len(answers)} answers leave {len(learned)} to learn from; answer more prompts"
         )
-    on = target(model, learned, options.tokens)
+    on = target(model, learned, options.tokens, options.drawn)
     width = on.output.shape[1]
     if (found := learned[0].hidden.shape[1]) != width:
         raise InferenceInputError(
             f"the kept states have {found} numbers and those of model {model!r} {width}; "
             "answer the prompts with this model"
         )
-    blocks = Blocks(options.heads, width)
+    blocks = Blocks(options.heads, width, options.drawn)
     data = digest(learned)
-    progress = train(blocks, learned, medusa_loss(blocks, on), plan, data=data, folder=scratch)
+    loss = medusa_loss(blocks, on, dtype)
+    progress = train(blocks, learned, loss, plan, data=data, folder=scratch)
     card = Card(
         recipe=CALLED,
         base=model,
@@ -194,13 +222,15 @@ def finish(
     nodes: int,
 ) -> Card:
     """Write heads with the tree that suits them, and their card with the scores they reach."""
-    heads = MedusaHeads(blocks.weight, blocks.bias, on.tokens, on.digest, on.name, ((0,),))
+    heads = MedusaHeads(
+        blocks.weight, blocks.bias, on.tokens, on.digest, on.name, ((0,),), blocks.drawn
+    )
     # Scores are those of the file: its numbers are bfloat16.
     cpu = torch.device("cpu")
     heads = heads.to(torch.bfloat16, cpu).to(torch.float32, cpu)
     with torch.no_grad():
-        calibrated = ranks(heads, on.output, parts["calibration"])
-        held = ranks(heads, on.output, parts["held out"])
+        calibrated = ranks(heads, on.output, parts["calibration"], on.embedding)
+        held = ranks(heads, on.output, parts["held out"], on.embedding)
     heads = replace(heads, choices=grow(calibrated.accuracy(), nodes))
     heads.save(out)
     scores = _scores(held, heads, parts)
@@ -237,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder that a kill leaves")
     parser.add_argument("--model", default="default")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--train-dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--documents", type=Path, help="folder of .md and .txt passages")
     parser.add_argument("--prompts", type=int, help="only the first so many")
     parser.add_argument("--answer-tokens", type=int, default=160)
@@ -246,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", type=int, default=MedusaOptions().heads)
     parser.add_argument("--tokens", type=int, default=MedusaOptions().tokens)
+    parser.add_argument("--drawn", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args(arguments)
     passages = read_passages(given.documents) if given.documents else []
     prompts = seeds(passages, given.seed)[: given.prompts]
@@ -264,15 +296,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "documents": given.documents is not None,
         "answer_tokens": given.answer_tokens,
         "answer_dtype": given.dtype,
+        "train_dtype": given.train_dtype,
     }
     train_medusa(
         given.model,
         read(folder, len(prompts)),
         plan,
         given.out,
-        MedusaOptions(given.heads, given.tokens),
+        MedusaOptions(given.heads, given.tokens, drawn=given.drawn),
         scratch=given.work / "checkpoints",
         facts=facts,
+        dtype=getattr(torch, given.train_dtype),
     )
 
 

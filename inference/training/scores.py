@@ -37,12 +37,21 @@ class Ranks:
         return found
 
 
-def ranks(heads: MedusaHeads, output: torch.Tensor, answers: Sequence[Answer]) -> Ranks:
-    """Heads against the tokens of `answers`; `output` [tokens, hidden] is what they guess by."""
+def ranks(
+    heads: MedusaHeads,
+    output: torch.Tensor,
+    answers: Sequence[Answer],
+    embedding: torch.Tensor | None = None,
+) -> Ranks:
+    """Heads against the tokens of `answers`; `output` [tokens, hidden] is what they guess by.
+
+    `embedding` [vocabulary, hidden] is for heads that read the drawn token.
+    """
     hits = torch.zeros(heads.count, RANKS, dtype=torch.int64)
     counts = [0] * heads.count
     for one in answers:
-        states = heads.states(one.hidden.to(heads.blocks))
+        drawn = None if embedding is None else embedding[one.ids]
+        states = heads.states(one.hidden.to(heads.blocks), drawn)
         for head in range(heads.count):
             truth = one.ids[1 + head :]
             inner = states[: len(truth), head]
@@ -60,8 +69,7 @@ def baselines(
 ) -> tuple[Ranks, Ranks]:
     """What guessing by counts in `learned` reaches: the commonest tokens, and those after a token.
 
-    The second looks at the last token of the text, which heads do not see: it is drawn behind
-    their state.
+    The second looks at the last token of the text, which is drawn behind the state of heads.
     """
     common = Counter(token for one in learned for token in one.ids.tolist())
     always = [token for token, _ in common.most_common(RANKS)]

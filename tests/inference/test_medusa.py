@@ -130,6 +130,29 @@ def test_a_head_reads_its_own_block_and_the_models_matrix(tiny: Tiny, tmp_path: 
         assert token == max(some.tolist(), key=lambda t: float(matrix[t] @ state))
 
 
+def test_heads_that_read_the_drawn_token(tiny: Tiny, tmp_path: Path) -> None:
+    """Against the formula, spelt out: its embedding counts at unit mean square."""
+    model = tiny()._model()
+    matrices = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(8)) * 0.1
+    folder = heads_of(tiny(), tmp_path, drawn=matrices)
+    proposer = Medusa(heads=str(folder), choices="0 0.0 0.0.0").open(model)
+    stored = MedusaHeads.load(folder)
+    assert stored.drawn is not None
+    weights = load_file(Path(model.name) / "model.safetensors")
+    hidden = torch.randn(64, generator=torch.Generator().manual_seed(4))
+    (proposal,) = proposer.propose([turn(hidden)])
+    row = weights["model.embed_tokens.weight"][6].float()  # the last token of `turn`
+    row = row / row.square().mean().sqrt()
+    assert proposal is not None
+    for head, token in enumerate(proposal.draft.ids):
+        x = stored.blocks[head].float() @ hidden + stored.drawn[head].float() @ row
+        state = hidden + x / (1 + torch.exp(-x))
+        assert token == int((weights["lm_head.weight"].float() @ state).argmax())
+    narrow = heads_of(tiny(), tmp_path / "narrow", drawn=torch.zeros(2, 64, 64))
+    with pytest.raises(DrafterInputError, match="shapes must be equal"):
+        Medusa(heads=str(narrow)).open(model)
+
+
 @given(st.integers(1, 8), st.integers(1, 4))
 @settings(max_examples=20)
 def test_drafts_keep_to_room_and_depth(room: int, depth: int) -> None:
@@ -243,12 +266,15 @@ def with_drafter(requests: Sequence[Request], drafter: Medusa) -> list[Request]:
 
 @pytest.mark.parametrize("scale", [0.0, 0.1])
 @pytest.mark.parametrize("choices", [None, "0 0.0 0.0.0"])
+@pytest.mark.parametrize("drawn", [False, True], ids=["state", "drawn"])
 def test_outputs_are_those_of_plain_decoding(
-    tiny: Tiny, tmp_path: Path, scale: float, choices: str | None
+    tiny: Tiny, tmp_path: Path, scale: float, choices: str | None, drawn: bool
 ) -> None:
     """Greedy and with a seed, with a tree and with a chain, with heads of zeros and random ones."""
     engine = tiny()
-    drafter = Medusa(heads=str(heads_of(engine, tmp_path, scale)), choices=choices, adaptive=False)
+    more = torch.ones(3, 64, 64) * scale if drawn else None
+    heads = heads_of(engine, tmp_path, scale, drawn=more)
+    drafter = Medusa(heads=str(heads), choices=choices, adaptive=False)
     plainly = requests_for(5, 12)
     seeded = [
         replace(one, sampling=replace(one.sampling, temperature=0.8, seed=at))

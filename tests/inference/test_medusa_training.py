@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def reading_the_first_slot() -> Target:
     return Target("slots", "digest", {}, torch.arange(WORDS), output)
 
 
-def test_head_k_learns_the_token_two_plus_k_behind() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_head_k_learns_the_token_two_plus_k_behind(dtype: torch.dtype) -> None:
     """The model's own head reads slot 0; a shift that is off by one would leave every head there.
 
     Tokens are drawn at random, so that only the right slot tells them.
@@ -54,7 +56,8 @@ def test_head_k_learns_the_token_two_plus_k_behind() -> None:
     learned, held = found[:32], found[32:]
     blocks = Blocks(3, WORDS * SLOTS)
     plan = Plan(60, 8, lr=2e-2, warmup=6)
-    losses = train(blocks, learned, medusa_loss(blocks, on), plan, data=digest(learned)).losses
+    loss = medusa_loss(blocks, on, dtype)
+    losses = train(blocks, learned, loss, plan, data=digest(learned)).losses
     assert losses[-1] < losses[0] / 4
     heads = MedusaHeads(blocks.weight.detach(), blocks.bias.detach(), None, "", "", ((0,),))
     for one in held:
@@ -68,6 +71,36 @@ def test_head_k_learns_the_token_two_plus_k_behind() -> None:
     for head in range(3):
         assert scored.within()[head][0] > 0.9
         assert bigram.within()[head][0] < 0.4
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_only_heads_that_read_the_drawn_token_learn_from_it(drawn: bool) -> None:
+    """Each token follows from the one before, and the states say nothing."""
+    draw = torch.Generator().manual_seed(6)
+    follows = torch.randperm(WORDS, generator=draw)
+    found, width = [], WORDS * SLOTS
+    for at in range(40):
+        ids = [at % WORDS]
+        while len(ids) < 20:
+            ids.append(int(follows[ids[-1]]))
+        noise = torch.randn(20, width, generator=draw).half() * 0.1
+        found.append(Answer(f"prompt {at}", torch.tensor(ids), noise))
+    on = reading_the_first_slot()
+    on = replace(on, embedding=torch.randn(WORDS, width, generator=draw) * 0.01)
+    blocks = Blocks(2, width, drawn)
+    plan = Plan(60, 8, lr=2e-2, warmup=6)
+    train(blocks, found[:32], medusa_loss(blocks, on), plan, data=digest(found))
+    heads = MedusaHeads(
+        blocks.weight.detach(),
+        blocks.bias.detach(),
+        None,
+        "",
+        "",
+        ((0,),),
+        None if blocks.drawn is None else blocks.drawn.detach(),
+    )
+    scored = ranks(heads, on.output, found[32:], on.embedding).within()
+    assert all((row[0] > 0.9) == drawn for row in scored)
 
 
 def test_weights_of_the_loss_and_its_terms() -> None:
