@@ -119,9 +119,7 @@ class Step:
             self._masks[key] = sight(view, view.past, window, self.ids.device)
         return self._masks[key]
 
-    def bias(
-        self, view: View, window: int | None, dtype: torch.dtype, copies: int
-    ) -> torch.Tensor:
+    def bias(self, view: View, window: int | None, dtype: torch.dtype, copies: int) -> torch.Tensor:
         """The mask as attention adds it to scores: [copies * rows, past + rows], 0 or -inf.
 
         Given a mask of booleans, torch makes this of it in every layer anew.

@@ -75,9 +75,11 @@ class Store:
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Put the entries of slots `sources` into `targets`, in every layer, all at once."""
-        for held in (self.keys, self.values):
-            for tensor in held.values():
-                tensor[list(targets)] = tensor[list(sources)]
+        every = [*self.keys.values(), *self.values.values()]
+        # Lists would be made into tensors for every layer anew.
+        to, of = (torch.tensor(list(x), device=every[0].device) for x in (targets, sources))
+        for tensor in every:
+            tensor.index_copy_(0, to, tensor.index_select(0, of))
 
     def copy(self, source: int, target: int, slots: int) -> None:
         """Copy `slots` entries from slot `source` on to slot `target` on."""

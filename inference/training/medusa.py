@@ -101,7 +101,8 @@ class Blocks(torch.nn.Module):  # type: ignore[misc]
 def target(model: str, answers: Sequence[Answer], tokens: int, drawn: bool = False) -> Target:
     """The output rows of the ids that `answers` use most; among equals the lower id comes first.
 
-    With `drawn` the embeddings too. Byte-pair ids stand in order of frequency, so low ones fill up what the answers leave.
+    With `drawn` the embeddings too. Byte-pair ids stand in order of frequency, so low ones fill up
+    what the answers leave.
     """
     from transformers import AutoConfig
 
