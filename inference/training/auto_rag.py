@@ -44,9 +44,9 @@ from inference.training.stories import of_base, of_prose, written
 from inference.training.traces import Dialogue, read, tell
 
 RECIPES = {"auto_rag": tell, "reader": read}
-HOPS = (1, 1, 1, 2, 2, 3, 3)
-"""How often a trace over a base has so many hops; those over prose mostly have two."""
-PROSE = 0.6
+HOPS = (1, 1, 2, 2, 2, 3, 3)
+"""How often a trace has so many hops."""
+PROSE = 0.5
 """Share of the traces that are told over prose."""
 BASES = 6
 """Knowledge bases that traces are drawn from, all of split 'train'."""
@@ -57,9 +57,18 @@ SENTENCE = re.compile(r"\S.*?[.!?](?=\s|$)", re.DOTALL)
 
 
 def dialogues(
-    recipe: str, prompts: Mapping[str, Any], count: int, seed: int, prose: Sequence[Passage] = ()
+    recipe: str,
+    prompts: Mapping[str, Any],
+    count: int,
+    seed: int,
+    prose: Sequence[Passage] = (),
+    *,
+    more: bool = False,
 ) -> list[Dialogue]:
-    """`count` dialogues of a recipe; passages of `prose` are shown beside, and answer nothing."""
+    """`count` dialogues of a recipe; passages of `prose` are shown beside, and answer nothing.
+
+    With `more` they are told of all stories.
+    """
     draw = random.Random(f"{recipe} {seed}")
     bases = [build(seed * BASES + number, "train", 120) for number in range(BASES)]
     asked = {
@@ -67,7 +76,7 @@ def dialogues(
         for number, base in enumerate(bases)
         for hops in HOPS
     }
-    stories = of_prose(written(), prose)
+    stories = of_prose(written(more), prose)
     found = []
     for _ in range(count):
         if draw.random() < PROSE:
@@ -201,11 +210,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--more-stories", action="store_true", help="those of stories/more too")
     given = parser.parse_args(arguments)
     prompts = YAML(typ="safe", pure=True).load(given.prompts.read_text(encoding="utf-8"))
     asked, supporting = evaluation(given.never)
     prose = prose_of(given.documents, supporting) if given.documents else []
-    told = dialogues(given.recipe, prompts, given.examples, given.seed, prose)
+    more = given.more_stories
+    told = dialogues(given.recipe, prompts, given.examples, given.seed, prose, more=more)
     if shared := overlapping((one.question for one in told), asked):
         raise InferenceInputError(
             f"training question {shared[0]!r} shares {OVERLAP} words with an evaluation question; "
@@ -227,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rounds_without_use": sum(one.misses for one in told),
         "found_together": sum(one.joined for one in told),
         "prose_passages": len(prose),
+        "more_stories": more,
         "evaluation_questions_kept_out": len(asked),
     }
     train_adapter(

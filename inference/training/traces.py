@@ -31,10 +31,9 @@ TRACES = Path(__file__).with_name("traces.toml")
 MISSES = (0, 0, 0, 0, 0, 1, 1, 2)
 """Rounds without a use before a hop's document, drawn per hop: the model must ask again."""
 PARAMETRIC = 0.25
-"""Share of the traces that end in memory: from one of its steps on, drawn per trace."""
-LOST = (2, 3, 4, 5)
-"""Rounds without a use before it, drawn per trace: a retriever that finds nothing must be
-recognised, until the five rounds that the workflow allows are used up."""
+"""Share of the traces whose last fact comes from memory, behind rounds without a use."""
+LOST = (2, 3, 4)
+"""How many such rounds, drawn per trace: a retriever that finds nothing must be recognised."""
 PASSAGES = (1, 2, 2, 3, 3)
 """Passages of a round, drawn once per trace."""
 TOGETHER = 0.25
@@ -75,8 +74,7 @@ def tell(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialo
     if story.conclusion and draw.random() < 0.5:
         story = replace(story, steps=story.steps[::-1])
     parametric = draw.random() < PARAMETRIC
-    known = draw.randrange(len(story.steps)) if parametric else len(story.steps)
-    telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), known)
+    telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), parametric)
     done = 0
     while done < len(story.steps):
         done += telling.find(done)
@@ -86,10 +84,7 @@ def tell(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialo
 
 
 class _Telling:
-    """A dialogue as it grows: what was said so far, and what the next turn begins with.
-
-    Only the first `known` steps are found by searching, the others are recalled.
-    """
+    """A dialogue as it grows: what was said so far, and what the next turn begins with."""
 
     def __init__(
         self,
@@ -97,7 +92,7 @@ class _Telling:
         prompts: Mapping[str, Any],
         draw: random.Random,
         width: int,
-        known: int,
+        parametric: bool,
     ) -> None:
         self.messages = [
             Message("system", prompts["system"]),
@@ -105,7 +100,7 @@ class _Telling:
         ]
         self.misses = self.joined = 0
         self._story, self._prompts, self._draw = story, prompts, draw
-        self._width, self._known = width, known
+        self._width, self._parametric = width, parametric
         self._thought = plan(story, draw)
         self._shown = {step.gold for step in story.steps}
         self._number = 0
@@ -114,9 +109,8 @@ class _Telling:
         """Rounds until the step at `place` is found; how many steps the last of them gave."""
         story, draw = self._story, self._draw
         step = story.steps[place]
-        recalled = place >= self._known
-        # Whoever recalls one step recalls the next ones too, and searches no more.
-        wrong = 0 if place > self._known else draw.choice(LOST if recalled else MISSES)
+        recalled = self._parametric and place == len(story.steps) - 1
+        wrong = draw.choice(LOST if recalled else MISSES)
         queries = _queries(story, place, wrong + 1, draw)
         for query in queries[:-1]:
             self._ask(query)
@@ -146,7 +140,8 @@ class _Telling:
 
     def _along(self, place: int) -> bool:
         """Whether the next step is found with this one; what is recalled is never shown."""
-        if place + 1 >= self._known or self._width == 1:
+        last = len(self._story.steps) - 1
+        if place == last or self._width == 1 or (self._parametric and place + 1 == last):
             return False
         return self._draw.random() < TOGETHER
 

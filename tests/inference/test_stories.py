@@ -11,7 +11,7 @@ import pytest
 from agents.auto_rag import supports
 from inference.training.stories import of_prose, written
 
-STORIES = written()
+STORIES = written(more=True)
 IDS = [story["question"][:40] for story in STORIES]
 each = pytest.mark.parametrize("story", STORIES, ids=IDS)
 
