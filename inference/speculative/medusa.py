@@ -133,17 +133,12 @@ class _Guessing(Proposer):
     reads_hidden: ClassVar[bool] = True
 
     def __init__(self, heads: MedusaHeads, model: Lean, choices: Sequence[Choice]) -> None:
-        import torch
-
         from inference.native.linear import Linear
 
         heads = heads.to(model.dtype, model.device)
         self._depth = max(map(len, choices))
         # One product for all heads: apart, they cost as much as three layers of the model.
-        blocks, biases = heads.blocks[: self._depth], heads.biases[: self._depth]
-        if heads.drawn is not None:
-            blocks = torch.cat([blocks, heads.drawn[: self._depth]], dim=2)
-        self._inner = Linear(blocks.flatten(0, 1), biases.flatten())
+        self._inner = Linear(*heads.product(self._depth))
         self._model = model if heads.drawn is not None else None
         self._tokens = heads.tokens
         self._dtype = model.dtype

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 from inference.errors import DrafterInputError
 from inference.models.manifest import sha256
@@ -58,11 +58,22 @@ class MedusaHeads:
         Row t belongs to the position whose own prediction is t + 1; state k is for t + 2 + k.
         `embeddings` [rows, hidden] are those of the tokens t + 1, for heads with `drawn`.
         """
-        inner = torch.einsum("rd,kod->rko", hidden, self.blocks) + self.biases
+        weight, bias = self.product(self.count)
+        read = hidden
         if self.drawn is not None:
             assert embeddings is not None, "heads that read the drawn token were given none"
-            inner = inner + torch.einsum("rd,kod->rko", unit(embeddings), self.drawn)
-        return hidden[:, None] + silu(inner)
+            read = torch.cat([hidden, unit(embeddings)], dim=1)
+        return hidden[:, None] + silu(linear(read, weight, bias).unflatten(1, (self.count, -1)))
+
+    def product(self, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias by which the first `depth` heads read in one product.
+
+        They read states, beside them the embeddings at unit mean square where there is `drawn`.
+        """
+        blocks = self.blocks[:depth]
+        if self.drawn is not None:
+            blocks = torch.cat([blocks, self.drawn[:depth]], dim=2)
+        return blocks.flatten(0, 1), self.biases[:depth].flatten()
 
     def to(self, dtype: torch.dtype, device: torch.device) -> MedusaHeads:
         """The same heads to compute with."""

@@ -278,7 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", type=int, default=MedusaOptions().heads)
     parser.add_argument("--tokens", type=int, default=MedusaOptions().tokens)
-    parser.add_argument("--drawn", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--drawn", action=argparse.BooleanOptionalAction, default=MedusaOptions().drawn
+    )
     given = parser.parse_args(arguments)
     passages = read_passages(given.documents) if given.documents else []
     prompts = seeds(passages, given.seed)[: given.prompts]
