@@ -28,6 +28,7 @@ class Row:
     `citations` and `recall` are None where the workflow tells of no passages, `rounds`,
     `malformed_turns` and `ending` where it has none. A row with an `error` is a failed one: it
     scores 0, with its partial answer beside it. `usage` is None where the run could not begin.
+    `queries` are what it searched for, None where the workflow does not tell.
     """
 
     workflow: str
@@ -42,11 +43,12 @@ class Row:
     usage: dict[str, Any] | None
     citations: list[dict[str, Any]] | None
     error: dict[str, str] | None
+    queries: list[str] | None = None
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Row:
-        """A row as it was read; raises KeyError or TypeError where it is none."""
-        return cls(**{one.name: plain[one.name] for one in fields(cls)})
+        """A row as it was read; raises TypeError where it is none."""
+        return cls(**{one.name: plain[one.name] for one in fields(cls) if one.name in plain})
 
 
 class Results:
@@ -130,7 +132,7 @@ def read_rows(file: Path) -> tuple[dict[tuple[str, str], Row], int]:
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         try:
             row = Row.of(json.loads(line.decode("utf-8", "surrogatepass")))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, TypeError):
             raise EvaluationInputError(
                 f"{file}:{number}: damaged, no row of results; take the line out and go on"
             ) from None

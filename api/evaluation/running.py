@@ -137,7 +137,12 @@ def row_of(
         usage=None if result is None else dict(result.usage),
         citations=citations,
         error=error,
+        queries=_texts(outputs.get("queries")),
     )
+
+
+def _texts(value: object) -> list[str] | None:
+    return [str(one) for one in value] if isinstance(value, list) else None
 
 
 def _number(outputs: Mapping[str, Any], names: Sequence[str]) -> int | None:

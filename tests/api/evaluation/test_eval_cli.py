@@ -112,6 +112,9 @@ def test_references_give_what_the_first_workflow_read(ragwright: Ragwright, tiny
     assert len(rows) == 12 and not any(row["error"] for row in rows.values())
     for (name, question), row in rows.items():
         first = rows[AUTO, question]["citations"]
+        queries = row["queries"]
+        assert (queries is None) == (name != AUTO)
+        assert queries is None or all(isinstance(one, str) for one in queries)
         if name == READER:
             assert [one["id"] for one in row["citations"]] == [one["id"] for one in first]
             assert [one["text"] for one in row["citations"]] == [one["text"] for one in first]
