@@ -18,18 +18,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ruamel.yaml import YAML
-from safetensors.torch import load_file, save_file
 
-from inference.adapters.folder import WEIGHTS
 from inference.errors import InferenceInputError
 from inference.models import resolve
-from inference.models.manifest import sha256
 from inference.native.fingerprint import fingerprint
 from inference.requests import Message
 from inference.training.base import Base as Model
@@ -176,21 +172,17 @@ def train_adapter(
     `facts` go into the card's options.
     """
     examples = [encode(one.messages, model.tokenizer) for one in told]
-    card = train_lora(model, examples, plan, out, recipe=recipe, options=options)
-    weights = out / WEIGHTS
-    halves = {name: one.to(torch.bfloat16) for name, one in load_file(weights).items()}
-    scratch = weights.with_suffix(".partial")
-    save_file(halves, scratch, metadata={"format": "pt"})
-    scratch.replace(weights)
     base = fingerprint(resolve(model.name), model.name, model.network.config, torch.float32)
-    card = replace(
-        card,
-        options={**card.options, **facts, "base_digest": base},
-        losses=[round(one, 4) for one in card.losses],
-        files={WEIGHTS: sha256(weights)},
+    return train_lora(
+        model,
+        examples,
+        plan,
+        out,
+        recipe=recipe,
+        options=options,
+        facts={**facts, "base_digest": base},
+        stored=torch.bfloat16,
     )
-    card.write(out)
-    return card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -137,11 +137,14 @@ def train_lora(
     *,
     recipe: str,
     options: LoraOptions | None = None,
+    facts: Mapping[str, Any] | None = None,
+    stored: torch.dtype | None = None,
 ) -> Card:
     """Train an adapter and leave it in `out` as a PEFT folder with a card.
 
-    Killed and called again with the same arguments, it goes on at its last checkpoint, which
-    lies in `out` until the adapter does.
+    It is stored as it was trained, in float32 or wider, or as `stored`. `facts` go into the card's
+    options. Killed and called again with the same arguments, it goes on at its last checkpoint,
+    which lies in `out` until the adapter does.
     """
     options = options or LoraOptions()
     model = with_lora(base.network, options, plan.seed)
@@ -150,18 +153,18 @@ def train_lora(
     scratch = out / ".checkpoints"
     progress = train(model, examples, causal_loss(model), plan, data=data, folder=scratch)
     shape = Shape.of(base.network)
-    wide = replace(shape, dtype=torch.promote_types(shape.dtype, torch.float32))
-    adapter_of(model, out.name, wide, options).save_peft(out)
+    kept = replace(shape, dtype=stored or torch.promote_types(shape.dtype, torch.float32))
+    adapter_of(model, out.name, kept, options).save_peft(out)
     card = Card(
         recipe=recipe,
         base=base.name,
         base_files=base.files,
         dtype=str(shape.dtype).removeprefix("torch."),
-        options={**asdict(options), "targets": list(options.targets)},
+        options={**asdict(options), "targets": list(options.targets), **(facts or {})},
         plan=plan_of(plan),
         examples=len(examples),
         data=data,
-        losses=progress.losses,
+        losses=[round(one, 4) for one in progress.losses],
         tokens=progress.terms,
         files={WEIGHTS: sha256(out / WEIGHTS)},
     )
