@@ -278,6 +278,7 @@ class Contest:
                 [(a.decoded_speed, b.decoded_speed) for a, b in zip(own, plain, strict=True)],
                 lower_is_better=False,
             ),
+            slowest(f"{name} slowest over plain", own, plain),
             lengths(f"{name} accepted_length", own),
             alone(f"{name} drafting_share", "share", drafting),
         ]
@@ -327,6 +328,22 @@ def lengths(name: str, answered: Sequence[Answered]) -> Figure:
     spread = alone(name, "", [one.length for one in answered]).spread
     count = sum(len(one.ids) for one in answered)
     return Figure(name, tokens / forwards, "tokens/forward", spread=spread, n=count)
+
+
+def slowest(name: str, own: Sequence[Answered], plain: Sequence[Answered]) -> Figure:
+    """The worst ratio over plain of an answer, or a batch of them."""
+    ratios = [one.speed / other.speed for one, other in zip(own, plain, strict=True)]
+    return Figure(name, min(ratios), "ratio", n=len(ratios))
+
+
+def slowest_of_all(figures: Sequence[Figure], label: str) -> list[Figure]:
+    """The worst ratio over plain of a drafter over all rows in which it was measured."""
+    end = f" {label} slowest over plain"
+    rows = [one for one in figures if one.name.endswith(end) and one.value is not None]
+    if not rows:
+        return []
+    value = min(one.value for one in rows if one.value is not None)
+    return [Figure(f"all{end}", value, "ratio", n=sum(one.n for one in rows))]
 
 
 def means(figures: Sequence[Figure], rows: Sequence[str], label: str, name: str) -> list[Figure]:

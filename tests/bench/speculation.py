@@ -17,7 +17,7 @@ from inference.native.engine import NativeEngine
 from inference.speculative import DRAFTERS, Drafter, name_of, parse
 from inference.suggest import nearest
 from tests.bench import peers
-from tests.bench.contest import Contest, Lookup, Native, lengths, means, once, say
+from tests.bench.contest import Contest, Lookup, Native, lengths, means, once, say, slowest_of_all
 from tests.bench.decode import Transformers
 from tests.bench.figures import Figure
 from tests.bench.kept import Kept
@@ -99,6 +99,7 @@ class Bench(ExitStack):
             rows = [f"{name}_batch{batch}" for name in CATEGORIES[:MT_BENCH]]
             for label in self.labels:
                 figures += means(figures, rows, label, f"mt_bench_batch{batch}")
+        figures += [one for label in self.labels for one in slowest_of_all(figures, label)]
         return figures + wins_from(figures)
 
     def _made_with(self, names: Sequence[str]) -> dict[str, Any]:

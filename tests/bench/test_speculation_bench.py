@@ -28,6 +28,8 @@ from tests.bench.contest import (
     gap,
     lengths,
     prompt_ids,
+    slowest,
+    slowest_of_all,
 )
 from tests.bench.figures import Figure
 from tests.bench.long import LENGTHS, wins_from, write_random
@@ -101,6 +103,9 @@ def test_every_row_gives_its_figures(bench: Bench, capsys: pytest.CaptureFixture
     assert None not in means
     mean = found["mt_bench_batch1 prompt_lookup over plain"].value
     assert mean == pytest.approx(statistics.mean(one for one in means if one is not None))
+    worst = [one.value for name, one in found.items() if name.endswith("slowest over plain")]
+    assert len(worst) == 2 * (len(CATEGORIES) + 1) + 1
+    assert found["all prompt_lookup slowest over plain"].value == min(filter(None, worst))
     for kind in ("both", "prompt", "references", "none"):
         assert found[f"retrieved prompt_lookup {kind} accepted_length"].n == 2
     for length in LENGTHS:
@@ -235,6 +240,18 @@ def test_accepted_length_is_tokens_over_forwards() -> None:
     assert (first.length, first.speed, first.decoded_speed) == (2.0, 2.0, 3.0)
     both = lengths("a", [first, second])
     assert (both.value, both.n) == (8 / 6, 3)
+
+
+def test_the_slowest_answer_is_that_of_the_worst_ratio() -> None:
+    def taking(*seconds: float) -> list[Answered]:
+        return [Answered(((1, 2),), one) for one in seconds]
+
+    first = slowest("a lookahead slowest over plain", taking(2, 1), taking(1, 4))
+    other = slowest("b lookahead slowest over plain", taking(4), taking(5))
+    assert (first.value, first.n, other.value) == (0.5, 2, 1.25)
+    (worst,) = slowest_of_all([first, other, lengths("c", taking(1))], "lookahead")
+    assert (worst.name, worst.value, worst.n) == ("all lookahead slowest over plain", 0.5, 3)
+    assert slowest_of_all([first], "medusa") == []
 
 
 def test_it_wins_from_where_it_never_loses_again() -> None:
