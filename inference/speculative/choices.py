@@ -7,8 +7,8 @@ attention, and its code's `medusa_choices`.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from inference.errors import DrafterInputError
 from inference.speculative.base import MOST
@@ -50,34 +50,32 @@ def spell_choices(choices: Sequence[Choice]) -> str:
     return " ".join(map(spell_choice, choices))
 
 
-def grow(accuracy: Sequence[Sequence[float]], nodes: int) -> tuple[Choice, ...]:
-    """The `nodes` choices that are likeliest to be right, each behind its parent.
+def grow(paths: Mapping[Choice, int], nodes: int) -> tuple[Choice, ...]:
+    """The `nodes` choices that were right most often, each behind its parent.
 
-    `accuracy[k][i]` is how often guess i of head k is right; a node's value is the product along
-    its path, as if heads erred independently. Source: Medusa's greedy tree construction. Since a
-    value never exceeds that of its parent, nor of a sibling before it where ranks are ordered,
-    taking the best open node each time gives the best tree of every size.
+    `paths` counts, over some texts, the ranks at which the true continuation stood, as far as each
+    was among the guesses. A draft has as many tokens accepted as the longest beginning of the true
+    path it holds, so the beginnings that occur most often are the best tree of every size: no
+    beginning occurs more often than its own. Medusa's greedy construction, without its assumption
+    that heads err independently.
     """
-    found: list[Choice] = []
-    open_: list[tuple[float, Choice]] = [(-accuracy[0][0], (0,))]
-    while open_ and len(found) < nodes:
-        value, best = heapq.heappop(open_)
-        found.append(best)
-        depth, rank = len(best), best[-1]
-        if rank + 1 < min(RANKS, len(accuracy[depth - 1])):
-            above = value / accuracy[depth - 1][rank] if accuracy[depth - 1][rank] else 0.0
-            heapq.heappush(open_, (above * accuracy[depth - 1][rank + 1], (*best[:-1], rank + 1)))
-        if depth < len(accuracy):
-            heapq.heappush(open_, (value * accuracy[depth][0], (*best, 0)))
-    return tuple(found)
+    found = beginnings(paths)
+    return tuple(sorted(found, key=lambda one: (-found[one], len(one), one))[:nodes])
 
 
-def expected(accuracy: Sequence[Sequence[float]], choices: Sequence[Choice]) -> float:
-    """Drafted tokens accepted per step, if heads erred independently."""
-    total = 0.0
-    for choice in choices:
-        value = 1.0
-        for depth, rank in enumerate(choice):
-            value *= accuracy[depth][rank]
-        total += value
-    return total
+def expected(paths: Mapping[Choice, int], choices: Sequence[Choice]) -> float:
+    """Drafted tokens accepted per step, had the `choices` been drafted along the texts of `paths`.
+
+    Texts that end, and guesses that all miss, count among the steps as the empty path.
+    """
+    found = beginnings(paths)
+    return sum(found[one] for one in choices) / max(1, sum(paths.values()))
+
+
+def beginnings(paths: Mapping[Choice, int]) -> Counter[Choice]:
+    """How often a path begins with each choice."""
+    found: Counter[Choice] = Counter()
+    for path, count in paths.items():
+        for end in range(1, len(path) + 1):
+            found[path[:end]] += count
+    return found

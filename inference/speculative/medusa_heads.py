@@ -4,10 +4,12 @@ Source: Medusa (arXiv 2401.10774), section 2.1: u = h + SiLU(W h + b), one block
 output matrix is the model's own, frozen, as the released trainer has it; an own one of each head
 would be 28 million weights for the default model.
 
-Heads may also read the token that was drawn from h: u = h + SiLU(W h + D e + b), where e is its
-embedding at unit mean square. It is known before they guess, and h alone does not say which of its
-likely tokens it was. Source: Hydra (arXiv 2402.05109), whose heads read the guesses along a path
-too, which these do not.
+Heads may also be a chain: u_k = v + SiLU(W_k v + D_k e_k + b_k), where v is u_{k-1}, for the first
+head h, and e_k the embedding of the token before, at unit mean square: of the one that was drawn
+from h, then of the guesses. So a guess knows the path it continues. Source: Hydra (arXiv
+2402.05109), section 3. Deviations: its heads read h and the embeddings of the whole path side by
+side, these the state of the head before, so that each is of the same size; and the last of them may
+be used further on, as ReDrafter's one recurrent head is (arXiv 2403.09919).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class MedusaHeads:
     `tokens` are the ids that heads guess among, all of the vocabulary where it is None. `base` is
     the digest of the model they were trained on (`Model.weights_digest`), `model` what it was
     called; `choices` is the tree that suits them, the likeliest node first. `drawn`
-    [K, hidden, hidden] are the matrices D of heads that read the drawn token.
+    [K, hidden, hidden] are the matrices D of a chain, whose last head guesses `again` times more.
     """
 
     blocks: torch.Tensor
@@ -46,34 +48,23 @@ class MedusaHeads:
     model: str
     choices: tuple[Choice, ...]
     drawn: torch.Tensor | None = None
+    again: int = 0
 
     @property
     def count(self) -> int:
         """K."""
         return len(self.blocks)
 
-    def states(self, hidden: torch.Tensor, embeddings: torch.Tensor | None = None) -> torch.Tensor:
-        """What the model's head reads for each guess: [rows, K, hidden] of states [rows, hidden].
+    @property
+    def depth(self) -> int:
+        """How many tokens behind the drawn one are guessed."""
+        return self.count + self.again
 
-        Row t belongs to the position whose own prediction is t + 1; state k is for t + 2 + k.
-        `embeddings` [rows, hidden] are those of the tokens t + 1, for heads with `drawn`.
-        """
-        weight, bias = self.product(self.count)
-        read = hidden
-        if self.drawn is not None:
-            assert embeddings is not None, "heads that read the drawn token were given none"
-            read = torch.cat([hidden, unit(embeddings)], dim=1)
-        return hidden[:, None] + silu(linear(read, weight, bias).unflatten(1, (self.count, -1)))
-
-    def product(self, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias by which the first `depth` heads read in one product.
-
-        They read states, beside them the embeddings at unit mean square where there is `drawn`.
-        """
-        blocks = self.blocks[:depth]
-        if self.drawn is not None:
-            blocks = torch.cat([blocks, self.drawn[:depth]], dim=2)
-        return blocks.flatten(0, 1), self.biases[:depth].flatten()
+    def states(
+        self, hidden: torch.Tensor, embeddings: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """As `ahead` gives them."""
+        return ahead(self.blocks, self.biases, self.drawn, self.depth, hidden, embeddings)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> MedusaHeads:
         """The same heads to compute with."""
@@ -93,6 +84,8 @@ class MedusaHeads:
         if self.tokens is not None:
             tensors["tokens"] = self.tokens.to("cpu", torch.int32).contiguous()
         facts = {"base": self.base, "model": self.model, "choices": spell_choices(self.choices)}
+        if self.again:
+            facts["again"] = str(self.again)
         save_file(tensors, folder / WEIGHTS, facts)
 
     @classmethod
@@ -108,8 +101,9 @@ class MedusaHeads:
             tokens = tensors["tokens"].long() if "tokens" in tensors else None
             choices = read_choices(facts["choices"])
             blocks, biases = tensors["blocks"], tensors["biases"]
-            drawn = tensors.get("drawn")
-            heads = cls(blocks, biases, tokens, facts["base"], facts["model"], choices, drawn)
+            drawn, again = tensors.get("drawn"), int(facts.get("again", 0))
+            base, model = facts["base"], facts["model"]
+            heads = cls(blocks, biases, tokens, base, model, choices, drawn, again)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DrafterInputError(
                 f"heads {str(folder)!r} cannot be read ({type(error).__name__}: {error}); they are "
@@ -137,16 +131,50 @@ class MedusaHeads:
             )
         if self.drawn is not None and tuple(self.drawn.shape) != shape:
             raise DrafterInputError(
-                f"heads {str(folder)!r} read the drawn token by {list(self.drawn.shape)} and the "
-                f"state by {list(shape)}; the shapes must be equal",
+                f"heads {str(folder)!r} read tokens by {list(self.drawn.shape)} and states by "
+                f"{list(shape)}; the shapes must be equal",
                 "heads",
             )
-        if deepest > shape[0]:
+        if self.again < 0 or (self.again and self.drawn is None):
             raise DrafterInputError(
-                f"heads {str(folder)!r} are {shape[0]} and their choices reach {deepest} deep; "
-                "train them again",
+                f"heads {str(folder)!r} say that the last guesses {self.again} times more, which "
+                "only a chain can, and not less than never; train them again",
                 "heads",
             )
+        if deepest > self.depth:
+            raise DrafterInputError(
+                f"heads {str(folder)!r} guess {self.depth} tokens and their choices reach "
+                f"{deepest} deep; train them again",
+                "heads",
+            )
+
+
+def ahead(
+    blocks: torch.Tensor,
+    biases: torch.Tensor,
+    drawn: torch.Tensor | None,
+    depth: int,
+    hidden: torch.Tensor,
+    embeddings: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """What the model's head reads for each guess along a text: for guess k [rows - k, hidden].
+
+    Row t of `hidden` [rows, hidden] belongs to the position whose own prediction is t + 1; state k
+    of it is for t + 2 + k. A chain reads `embeddings` [rows, hidden] of the tokens t + 1.
+    """
+    if drawn is None:
+        pairs = zip(blocks[:depth], biases[:depth], strict=True)
+        found = [hidden + silu(linear(hidden, block, bias)) for block, bias in pairs]
+        return [state[: max(0, len(hidden) - at)] for at, state in enumerate(found)]
+    assert embeddings is not None, "a chain of heads was given no embeddings"
+    read, state, found = unit(embeddings), hidden, []
+    for at in range(depth):
+        head = min(at, len(blocks) - 1)
+        state, token = state[: max(0, len(hidden) - at)], read[at:]
+        inner = linear(state, blocks[head], biases[head]) + linear(token, drawn[head])
+        state = state + silu(inner)
+        found.append(state)
+    return found
 
 
 def unit(embeddings: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,9 @@ stands for by cross entropy, head k weighted 0.8^k, on the answers' tokens only.
 data (section 2.3.2), since what the model was tuned on is not ours to have. Deviations: prompts
 are short templates of our own rather than ShareGPT's; heads share the frozen output matrix, of
 which they use the rows of the most frequent tokens, so that the softmax is over those; tokens
-outside are not learned, and count as missed in every score; and unless told otherwise heads also
-read the token that was drawn (Hydra, arXiv 2402.05109; see `inference.speculative.medusa_heads`).
+outside are not learned, and count as missed in every score; and unless told otherwise heads are a
+chain that reads the tokens guessed before (Hydra, arXiv 2402.05109; see
+`inference.speculative.medusa_heads`), here the true ones, as in its paper.
 
 All stages go on where they were killed.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear, silu
+from torch.nn.functional import cross_entropy, linear
 
 from inference.errors import InferenceInputError
 from inference.models import resolve
@@ -33,7 +34,7 @@ from inference.native.checkpoint import Checkpoint
 from inference.native.fingerprint import fingerprint
 from inference.native.lean import EMBEDDING
 from inference.speculative.choices import expected, grow
-from inference.speculative.medusa_heads import WEIGHTS, MedusaHeads, unit
+from inference.speculative.medusa_heads import WEIGHTS, MedusaHeads, ahead
 from inference.training.answers import Answer, answer, digest, read
 from inference.training.card import Card
 from inference.training.loop import Plan, plan_of, train
@@ -51,13 +52,19 @@ CALLED = "medusa"
 class MedusaOptions:
     """`heads` of them guess among the `tokens` most frequent ids; the tree has `nodes` nodes.
 
-    With `drawn` they read the drawn token beside the state.
+    With `chain` each reads the token before its own, and the last guesses `again` times more.
     """
 
     heads: int = 3
     tokens: int = 4096
     nodes: int = 32
-    drawn: bool = True
+    chain: bool = True
+    again: int = 2
+
+    @property
+    def depth(self) -> int:
+        """How many tokens are guessed."""
+        return self.heads + self.again * self.chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +79,37 @@ class Target:
     output: torch.Tensor
     """[tokens, hidden], float32"""
     embedding: torch.Tensor | None = None
-    """[vocabulary, hidden], float32, where heads read the drawn token"""
+    """[vocabulary, hidden], float32, where heads are a chain"""
 
 
 class Blocks(torch.nn.Module):  # type: ignore[misc]
     """The parameters of K heads; at the start each passes its input on unchanged."""
 
-    def __init__(self, heads: int, width: int, drawn: bool = False) -> None:
+    def __init__(self, heads: int, width: int, chain: bool = False, again: int = 0) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(heads, width, width))
         self.bias = torch.nn.Parameter(torch.zeros(heads, width))
-        self.drawn = torch.nn.Parameter(torch.zeros(heads, width, width)) if drawn else None
+        self.drawn = torch.nn.Parameter(torch.zeros(heads, width, width)) if chain else None
+        self.depth = heads + again * chain
 
     def forward(
-        self, head: int, hidden: torch.Tensor, drawn: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """States [rows, hidden] that the model's head reads in place of `hidden`.
+        self, hidden: torch.Tensor, embeddings: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """States as `ahead` gives them."""
+        return ahead(self.weight, self.bias, self.drawn, self.depth, hidden, embeddings)
 
-        `drawn` [rows, hidden] are the embeddings of the tokens drawn from these.
-        """
-        inner = linear(hidden, self.weight[head], self.bias[head])
-        if self.drawn is not None:
-            assert drawn is not None, "blocks that read the drawn token were given none"
-            inner = inner + linear(unit(drawn), self.drawn[head])
-        return hidden + silu(inner)
+    def heads(self, on: Target) -> MedusaHeads:
+        """Heads that share these parameters, with a tree of one node."""
+        again = self.depth - len(self.weight)
+        return MedusaHeads(
+            self.weight, self.bias, on.tokens, on.digest, on.name, ((0,),), self.drawn, again
+        )
 
 
-def target(model: str, answers: Sequence[Answer], tokens: int, drawn: bool = False) -> Target:
+def target(model: str, answers: Sequence[Answer], tokens: int, chain: bool = False) -> Target:
     """The output rows of the ids that `answers` use most; among equals the lower id comes first.
 
-    With `drawn` the embeddings too. Byte-pair ids stand in order of frequency, so low ones fill up
+    With `chain` the embeddings too. Byte-pair ids stand in order of frequency, so low ones fill up
     what the answers leave.
     """
     from transformers import AutoConfig
@@ -115,7 +123,7 @@ def target(model: str, answers: Sequence[Answer], tokens: int, drawn: bool = Fal
         order = sorted(range(len(whole)), key=lambda token: (-used[token], token))
         ids = torch.tensor(sorted(order[:tokens]))
         rows = whole[ids].float()
-        table = found.read(EMBEDDING).float() if drawn else None
+        table = found.read(EMBEDDING).float() if chain else None
     files = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     base = fingerprint(folder, model, config, torch.float32)
     return Target(model, base, files, ids, rows, table)
@@ -130,29 +138,32 @@ def places(ids: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 def medusa_loss(
     blocks: Blocks, on: Target, dtype: torch.dtype = torch.float32
 ) -> Callable[[Sequence[Answer]], tuple[torch.Tensor, int]]:
-    """Loss of all heads, summed with their weights over the tokens of some answers, in nats.
+    """Loss of all guesses, summed with their weights over the tokens of some answers, in nats.
 
-    Row i of the states is what answer token i was drawn from, so head k learns token i + 1 + k:
-    with i as t + 1 that is t + 2 + k. Terms are the tokens that head 0 learns. Products are taken
+    Row i of the states is what answer token i was drawn from, so guess k learns token i + 1 + k:
+    with i as t + 1 that is t + 2 + k. Terms are the tokens that guess 0 learns. Products are taken
     in `dtype`, the softmax in float32.
     """
     mixed = torch.autocast(on.output.device.type, dtype, enabled=dtype != torch.float32)
 
+    def read(one: Answer) -> list[torch.Tensor]:
+        drawn = None if on.embedding is None else on.embedding[one.ids]
+        states: list[torch.Tensor] = blocks(one.hidden.float(), drawn)
+        return states
+
     def loss(answers: Sequence[Answer]) -> tuple[torch.Tensor, int]:
         total, terms = torch.zeros(()), 0
-        for head in range(len(blocks.weight)):
-            ahead = 1 + head
-            pairs = [(one.hidden[:-ahead], one.ids[ahead:]) for one in answers]
-            labels = places(torch.cat([ids for _, ids in pairs]), on.tokens)
+        with mixed:
+            states = [read(one) for one in answers]
+        for depth in range(blocks.depth):
+            truths = [one.ids[1 + depth :] for one in answers]
+            labels = places(torch.cat(truths), on.tokens)
             known = labels >= 0
-            states = torch.cat([hidden for hidden, _ in pairs])[known].float()
-            drawn = None
-            if on.embedding is not None:
-                drawn = on.embedding[torch.cat([one.ids[:-ahead] for one in answers])[known]]
+            rows = [found[depth][: len(truth)] for found, truth in zip(states, truths, strict=True)]
             with mixed:
-                logits = linear(blocks(head, states, drawn), on.output)
+                logits = linear(torch.cat(rows)[known], on.output)
             lost = cross_entropy(logits.float(), labels[known], reduction="sum")
-            total = total + DECAY**head * lost
+            total = total + DECAY**depth * lost
             terms = terms or int(known.sum())
         return total, terms
 
@@ -180,19 +191,19 @@ def train_medusa(
         part: [one for one in answers if one.part == part]
         for part in ("train", "calibration", "held out")
     }
-    learned = [one for one in parts["train"] if len(one.ids) > options.heads]
+    learned = [one for one in parts["train"] if len(one.ids) > options.depth]
     if not learned or not parts["calibration"] or not parts["held out"]:
         raise InferenceInputError(
             f"{len(answers)} answers leave {len(learned)} to learn from; answer more prompts"
         )
-    on = target(model, learned, options.tokens, options.drawn)
+    on = target(model, learned, options.tokens, options.chain)
     width = on.output.shape[1]
     if (found := learned[0].hidden.shape[1]) != width:
         raise InferenceInputError(
             f"the kept states have {found} numbers and those of model {model!r} {width}; "
             "answer the prompts with this model"
         )
-    blocks = Blocks(options.heads, width, options.drawn)
+    blocks = Blocks(options.heads, width, options.chain, options.again)
     data = digest(learned)
     loss = medusa_loss(blocks, on, dtype)
     progress = train(blocks, learned, loss, plan, data=data, folder=scratch)
@@ -223,16 +234,14 @@ def finish(
     nodes: int,
 ) -> Card:
     """Write heads with the tree that suits them, and their card with the scores they reach."""
-    heads = MedusaHeads(
-        blocks.weight, blocks.bias, on.tokens, on.digest, on.name, ((0,),), blocks.drawn
-    )
+    heads = blocks.heads(on)
     # Scores are those of the file: its numbers are bfloat16.
     cpu = torch.device("cpu")
     heads = heads.to(torch.bfloat16, cpu).to(torch.float32, cpu)
     with torch.no_grad():
         calibrated = ranks(heads, on.output, parts["calibration"], on.embedding)
         held = ranks(heads, on.output, parts["held out"], on.embedding)
-    heads = replace(heads, choices=grow(calibrated.accuracy(), nodes))
+    heads = replace(heads, choices=grow(calibrated.paths, nodes) or heads.choices)
     heads.save(out)
     scores = _scores(held, heads, parts)
     card = replace(card, files={WEIGHTS: sha256(out / WEIGHTS)}, scores=scores)
@@ -244,7 +253,7 @@ def _scores(
     held: Ranks, heads: MedusaHeads, parts: Mapping[str, Sequence[Answer]]
 ) -> dict[str, Any]:
     """Shares of right guesses on prompts that were not learned, heads beside baselines."""
-    unigram, bigram = baselines(parts["train"], parts["held out"], heads.count)
+    unigram, bigram = baselines(parts["train"], parts["held out"], heads.depth)
     return {
         "held_out_prompts": len(parts["held out"]),
         "held_out_tokens": held.counts,
@@ -254,7 +263,7 @@ def _scores(
             "unigram": unigram.within(),
         },
         "expected_accepted": {
-            str(size): round(expected(held.accuracy(), heads.choices[:size]), 4)
+            str(size): round(expected(held.paths, heads.choices[:size]), 4)
             for size in (4, 8, 12, 16, 32)
             if size <= len(heads.choices)
         },
@@ -279,8 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=MedusaOptions().heads)
     parser.add_argument("--tokens", type=int, default=MedusaOptions().tokens)
     parser.add_argument(
-        "--drawn", action=argparse.BooleanOptionalAction, default=MedusaOptions().drawn
+        "--chain", action=argparse.BooleanOptionalAction, default=MedusaOptions().chain
     )
+    parser.add_argument("--again", type=int, default=MedusaOptions().again, help="of a chain")
     given = parser.parse_args(arguments)
     passages = read_passages(given.documents) if given.documents else []
     prompts = seeds(passages, given.seed)[: given.prompts]
@@ -306,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         read(folder, len(prompts)),
         plan,
         given.out,
-        MedusaOptions(given.heads, given.tokens, drawn=given.drawn),
+        MedusaOptions(given.heads, given.tokens, chain=given.chain, again=given.again),
         scratch=given.work / "checkpoints",
         facts=facts,
         dtype=getattr(torch, given.train_dtype),

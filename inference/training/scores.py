@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch.nn.functional import linear
 
-from inference.speculative.choices import RANKS
+from inference.speculative.choices import RANKS, Choice
 from inference.speculative.medusa_heads import MedusaHeads
 from inference.training.answers import Answer
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """`hits[k][i]`: how often guess i of head k was the token; `counts[k]`: of how many."""
+    """`hits[k][i]`: how often guess i for depth k was the token; `counts[k]`: of how many.
+
+    `paths` counts the ranks along which the texts go on, as far as they are guessed.
+    """
 
     hits: list[list[int]]
     counts: list[int]
-
-    def accuracy(self) -> list[list[float]]:
-        """Share of the tokens that each guess alone was right about."""
-        return [
-            [hit / max(1, count) for hit in row]
-            for row, count in zip(self.hits, self.counts, strict=True)
-        ]
+    paths: Counter[Choice] = field(default_factory=Counter)
 
     def within(self) -> list[list[float]]:
         """Share of the tokens that stood among the first 1, 2, ... guesses."""
@@ -45,23 +43,36 @@ def ranks(
 ) -> Ranks:
     """Heads against the tokens of `answers`; `output` [tokens, hidden] is what they guess by.
 
-    `embedding` [vocabulary, hidden] is for heads that read the drawn token.
+    `embedding` [vocabulary, hidden] is for a chain, which reads the true tokens along the way: a
+    draft is of use as far as its guesses are those.
     """
-    hits = torch.zeros(heads.count, RANKS, dtype=torch.int64)
-    counts = [0] * heads.count
+    found = Ranks([[0] * RANKS for _ in range(heads.depth)], [0] * heads.depth)
     for one in answers:
         drawn = None if embedding is None else embedding[one.ids]
-        states = heads.states(one.hidden.to(heads.blocks), drawn)
-        for head in range(heads.count):
-            truth = one.ids[1 + head :]
-            inner = states[: len(truth), head]
-            if not len(truth):
-                continue
-            guesses = linear(inner, output).topk(min(RANKS, len(output)), dim=1).indices
-            ids = guesses if heads.tokens is None else heads.tokens[guesses]
-            hits[head, : ids.shape[1]] += (ids == truth[:, None]).sum(0)
-            counts[head] += len(truth)
-    return Ranks(hits.tolist(), counts)
+        rows = [
+            _standing(heads, output, state, one.ids[1 + depth :])
+            for depth, state in enumerate(heads.states(one.hidden.to(heads.blocks), drawn))
+        ]
+        for depth, row in enumerate(rows):
+            found.counts[depth] += len(row)
+            for rank in row:
+                if rank >= 0:
+                    found.hits[depth][rank] += 1
+        for at in range(len(rows[0])):
+            met = (row[at] for row in rows if at < len(row))
+            found.paths[tuple(takewhile(lambda rank: rank >= 0, met))] += 1
+    return found
+
+
+def _standing(
+    heads: MedusaHeads, output: torch.Tensor, states: torch.Tensor, truth: torch.Tensor
+) -> list[int]:
+    """The rank of each true token among the first guesses of a head, or -1."""
+    guesses = linear(states[: len(truth)], output).topk(min(RANKS, len(output)), dim=1).indices
+    ids = guesses if heads.tokens is None else heads.tokens[guesses]
+    right = ids == truth[:, None]
+    found: list[int] = torch.where(right.any(1), right.int().argmax(1), -1).tolist()
+    return found
 
 
 def baselines(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from inference.native.model import Model
 from inference.requests import SamplingParams
 from inference.speculative import build, parse, spell
 from inference.speculative.base import Turn
-from inference.speculative.choices import expected, grow, read_choices, spell_choices
-from inference.speculative.medusa import SHIPPED, Medusa, tree
+from inference.speculative.choices import Choice, expected, grow, read_choices, spell_choices
+from inference.speculative.medusa import SHIPPED, Medusa
+from inference.speculative.medusa_guess import WIDTH, tree
 from inference.speculative.medusa_heads import CARD, WEIGHTS, MedusaHeads
 from inference.speculative.verify import Match, Typical
+from tests.inference.spelt_chain import Spelt
 from tests.inference.test_batching import opened, requests_for, tokens
 from tests.inference.tiny import checkpoint
 
@@ -66,26 +68,33 @@ def turn(hidden: torch.Tensor, room: int = 64, depth: int = 64) -> Turn:
 # The tree.
 
 
-@given(
-    st.lists(
-        st.lists(st.floats(0.01, 0.9), min_size=1, max_size=4).map(lambda r: sorted(r)[::-1]),
-        min_size=1,
-        max_size=3,
-    ),
-    st.integers(1, 12),
-)
-def test_the_tree_is_the_best_of_its_size(accuracy: list[list[float]], nodes: int) -> None:
-    """Against all paths: none is worth more than its parent, so the best ones form a tree."""
-    values = []
-    for depth in range(1, len(accuracy) + 1):
-        for path in itertools.product(*(range(len(row)) for row in accuracy[:depth])):
-            value = 1.0
-            for at, rank in enumerate(path):
-                value *= accuracy[at][rank]
-            values.append(value)
-    best = grow(accuracy, nodes)
-    assert expected(accuracy, best) == pytest.approx(sum(sorted(values)[::-1][:nodes]))
+PATHS = st.lists(st.integers(0, 2), max_size=3).map(tuple)
+
+
+@given(st.dictionaries(PATHS, st.integers(1, 9), min_size=1), st.integers(1, 6))
+def test_the_tree_is_the_best_of_its_size(paths: dict[Choice, int], nodes: int) -> None:
+    """Against all trees of that size, each walked along every path."""
+    best = grow(paths, nodes)
+    steps = sum(paths.values())
+    known = {path[:end] for path in paths for end in range(1, len(path) + 1)}
+    if not known:
+        assert best == ()
+        return
     assert read_choices(spell_choices(best)) == best
+
+    def accepted(tree: Collection[Choice]) -> float:
+        walked = {
+            path: sum(path[:end] in tree for end in range(1, len(path) + 1)) for path in paths
+        }
+        return sum(walked[path] * count for path, count in paths.items()) / steps
+
+    trees = [
+        chosen
+        for chosen in itertools.combinations(sorted(known)[:12], min(nodes, len(known), 12))
+        if all(one[:-1] in chosen for one in chosen if len(one) > 1)
+    ]
+    assert expected(paths, best) == pytest.approx(accepted(best))
+    assert all(accepted(one) <= accepted(best) + 1e-9 for one in trees)
 
 
 @pytest.mark.parametrize("text", ["", "0 0", "1.0 1", "0.0", "0 0.x", "10", "0 -1"])
@@ -130,27 +139,75 @@ def test_a_head_reads_its_own_block_and_the_models_matrix(tiny: Tiny, tmp_path: 
         assert token == max(some.tolist(), key=lambda t: float(matrix[t] @ state))
 
 
-def test_heads_that_read_the_drawn_token(tiny: Tiny, tmp_path: Path) -> None:
-    """Against the formula, spelt out: its embedding counts at unit mean square."""
+def chained(engine: NativeEngine, folder: Path, again: int = 2, scale: float = 0.1) -> Path:
+    """Random heads of a chain, two of them, for the model of an engine."""
+    draw = torch.Generator().manual_seed(8)
+    blocks, drawn = torch.randn(2, 2, 64, 64, generator=draw) * scale
+    biases = torch.randn(2, 64, generator=draw) * scale
+    return heads_of(engine, folder, blocks=blocks, biases=biases, drawn=drawn, again=again)
+
+
+def test_a_chain_reads_the_tokens_guessed_before(tiny: Tiny, tmp_path: Path) -> None:
+    """Against the formula: in a tree of fixed ranks every guess is the r-th behind its own path."""
     model = tiny()._model()
-    matrices = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(8)) * 0.1
-    folder = heads_of(tiny(), tmp_path, drawn=matrices)
-    proposer = Medusa(heads=str(folder), choices="0 0.0 0.0.0").open(model)
-    stored = MedusaHeads.load(folder)
-    assert stored.drawn is not None
-    weights = load_file(Path(model.name) / "model.safetensors")
-    hidden = torch.randn(64, generator=torch.Generator().manual_seed(4))
-    (proposal,) = proposer.propose([turn(hidden)])
-    row = weights["model.embed_tokens.weight"][6].float()  # the last token of `turn`
-    row = row / row.square().mean().sqrt()
-    assert proposal is not None
-    for head, token in enumerate(proposal.draft.ids):
-        x = stored.blocks[head].float() @ hidden + stored.drawn[head].float() @ row
-        state = hidden + x / (1 + torch.exp(-x))
-        assert token == int((weights["lm_head.weight"].float() @ state).argmax())
+    folder = chained(tiny(), tmp_path)
+    choices = read_choices("0 1 0.1 1.0 0.1.2 1.0.0 0.1.2.0 2")
+    proposer = Medusa(heads=str(folder), choices=spell_choices(choices)).open(model)
+    spelt = Spelt(folder, model)
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(4))
+    turns = [turn(one) for one in hidden]
+    for state, proposal in zip(hidden, proposer.propose(turns), strict=True):
+        assert proposal is not None
+        for choice, line in zip(choices, proposal.draft.ancestors(), strict=True):
+            *path, token = [proposal.draft.ids[at] for at in line]
+            best = spelt.shares(state, [6, *path]).topk(10).indices.tolist()
+            assert best[choice[-1]] == token
+    (short,) = proposer.propose([turn(hidden[0], room=4, depth=2)])
+    assert short is not None
+    assert short.draft.parents == (-1, -1, 0, 1)
+
+
+@pytest.mark.parametrize("nodes", [1, 5, 12, 40])
+def test_a_chain_drafts_the_likeliest_nodes(tiny: Tiny, tmp_path: Path, nodes: int) -> None:
+    """Against a search of its own over the same paths: children of the likeliest of each depth."""
+    model = tiny()._model()
+    folder = chained(tiny(), tmp_path)
+    proposer = Medusa(heads=str(folder), nodes=nodes).open(model)
+    spelt = Spelt(folder, model)
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(5))
+    for room, depth in ((64, 64), (7, 2)):
+        turns = [turn(one, room, depth) for one in hidden]
+        for state, proposal in zip(hidden, proposer.propose(turns), strict=True):
+            assert proposal is not None
+            found = {
+                tuple(proposal.draft.ids[at] for at in line) for line in proposal.draft.ancestors()
+            }
+            values: dict[tuple[int, ...], float] = {(): 0.0}
+            open_: list[tuple[int, ...]] = [()]
+            for _ in range(min(depth, 4)):
+                new = {}
+                for path in open_:
+                    best = spelt.shares(state, [6, *path]).topk(10)
+                    for share, token in zip(*(part.tolist() for part in best), strict=True):
+                        new[*path, token] = values[path] + share
+                values |= new
+                open_ = sorted(new, key=lambda one: -new[one])[:WIDTH]
+            del values[()]
+            wanted = sorted(values, key=lambda one: -values[one])[: min(nodes, room)]
+            assert found == set(wanted)
+
+
+def test_chains_that_do_not_fit_together(tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny()._model()
     narrow = heads_of(tiny(), tmp_path / "narrow", drawn=torch.zeros(2, 64, 64))
     with pytest.raises(DrafterInputError, match="shapes must be equal"):
         Medusa(heads=str(narrow)).open(model)
+    loose = heads_of(tiny(), tmp_path / "loose", again=1)
+    with pytest.raises(DrafterInputError, match="only a chain can"):
+        Medusa(heads=str(loose)).open(model)
+    deep = chained(tiny(), tmp_path / "deep")
+    with pytest.raises(DrafterInputError, match=r"5 deep and .* guess 4 tokens"):
+        Medusa(heads=str(deep), choices="0 0.0 0.0.0 0.0.0.0 0.0.0.0.0").open(model)
 
 
 @given(st.integers(1, 8), st.integers(1, 4))
@@ -199,12 +256,12 @@ def test_heads_fit_whatever_type_the_model_runs_in(tmp_path: Path) -> None:
 
 def test_choices_deeper_than_the_heads_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     folder = heads_of(tiny(), tmp_path)
-    with pytest.raises(DrafterInputError, match=r"'0\.0\.0\.0' is 4 deep and .* holds 3 heads"):
+    with pytest.raises(DrafterInputError, match=r"'0\.0\.0\.0' is 4 deep and .* guess 3 tokens"):
         Medusa(heads=str(folder), choices="0 0.0 0.0.0 0.0.0.0").open(tiny()._model())
     short = heads_of(
         tiny(), tmp_path / "short", blocks=torch.zeros(2, 64, 64), biases=torch.zeros(2, 64)
     )
-    with pytest.raises(DrafterInputError, match="are 2 and their choices reach 3"):
+    with pytest.raises(DrafterInputError, match="guess 2 tokens and their choices reach 3"):
         Medusa(heads=str(short)).open(tiny()._model())
 
 
@@ -266,14 +323,13 @@ def with_drafter(requests: Sequence[Request], drafter: Medusa) -> list[Request]:
 
 @pytest.mark.parametrize("scale", [0.0, 0.1])
 @pytest.mark.parametrize("choices", [None, "0 0.0 0.0.0"])
-@pytest.mark.parametrize("drawn", [False, True], ids=["state", "drawn"])
+@pytest.mark.parametrize("chain", [False, True], ids=["parallel", "chain"])
 def test_outputs_are_those_of_plain_decoding(
-    tiny: Tiny, tmp_path: Path, scale: float, choices: str | None, drawn: bool
+    tiny: Tiny, tmp_path: Path, scale: float, choices: str | None, chain: bool
 ) -> None:
-    """Greedy and with a seed, with a tree and with a chain, with heads of zeros and random ones."""
+    """Greedy and with a seed, in a tree and in one line, with heads of zeros and random ones."""
     engine = tiny()
-    more = torch.ones(3, 64, 64) * scale if drawn else None
-    heads = heads_of(engine, tmp_path, scale, drawn=more)
+    heads = chained(engine, tmp_path, scale=scale) if chain else heads_of(engine, tmp_path, scale)
     drafter = Medusa(heads=str(heads), choices=choices, adaptive=False)
     plainly = requests_for(5, 12)
     seeded = [
@@ -311,7 +367,7 @@ def test_shipped_heads_are_small_and_better_than_counting() -> None:
     assert (folder / WEIGHTS).stat().st_size <= 5_000_000
     scores = json.loads((folder / CARD).read_text(encoding="utf-8"))["scores"]
     right = scores["right_within"]
-    assert len(right["heads"]) == heads.count
+    assert len(right["heads"]) == heads.depth
     assert right["heads"][0][0] > right["bigram"][0][0] > 0
     assert right["heads"][0][0] > right["unigram"][0][0]
 
