@@ -38,7 +38,9 @@ class Medusa(Drafter):
     heads: str = Field("medusa-default", min_length=1, description="shipped heads or a folder")
     nodes: int = Field(12, ge=1, le=MOST, description="most tokens of a draft")
     choices: str | None = Field(
-        None, description="fixed tree of ranks such as '0 1 0.0 0.0.0'; left out, the heads' own"
+        None,
+        description="fixed tree of ranks such as '0 1 0.0 0.0.0'; left out, a chain of heads "
+        "drafts the likeliest guesses, and heads that guess side by side fill their own",
     )
     accept: Literal["exact", "typical"] = Field("exact", description="rule when sampling")
     epsilon: float | None = Field(

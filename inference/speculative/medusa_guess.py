@@ -7,8 +7,9 @@ Source of that: EAGLE-2 (arXiv 2406.16858), section 4.1, expansion and reranking
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import silu
@@ -48,9 +49,9 @@ class Guessing(Proposer):
         with torch.inference_mode():
             return self.guess(torch.stack(states).to(self._dtype), turns)
 
+    @abstractmethod
     def guess(self, hidden: torch.Tensor, turns: Sequence[Turn]) -> list[Proposal | None]:
         """A tree for each request from its state, hidden [turns, hidden]."""
-        raise NotImplementedError
 
     def _ids(self, places: torch.Tensor) -> torch.Tensor:
         """Token ids of columns of the readout."""
@@ -85,8 +86,7 @@ class Parallel(Guessing):
 class Chain(Guessing):
     """Each head continues the guesses of the one before it; the last is used again and again.
 
-    `choices` fix the tree. Without them the `nodes` likeliest guesses are drafted, of those behind
-    the WIDTH likeliest of each depth.
+    `choices` fix the tree; without them it is that of the `nodes` likeliest guesses.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class Chain(Guessing):
         super().__init__(heads, model)
         heads = heads.to(model.dtype, model.device)
         assert heads.drawn is not None, "a chain reads tokens"
-        self._model, self._nodes = model, nodes
+        self._model = model
         self._ranks = min(RANKS, self._readout.shape[0])
-        self._fixed = None if choices is None else fixed(choices, self._ranks)
         self._depth = heads.depth if choices is None else max(map(len, choices))
+        self._shape: Shape = Likeliest(nodes) if choices is None else Fixed(choices, self._ranks)
         self._steps = [
             Linear(torch.cat([block, drawn], dim=1), bias)
             for block, drawn, bias in zip(heads.blocks, heads.drawn, heads.biases, strict=True)
@@ -110,19 +110,27 @@ class Chain(Guessing):
         token = torch.tensor([[turn.ids[-1]] for turn in turns], device=hidden.device)
         above = torch.zeros(len(turns), 1, device=hidden.device)
         levels: list[Level] = []
-        for at in range(min(self._depth, max(turn.depth for turn in turns))):
+        opened: list[list[list[int]]] = []
+        depth = min(self._depth, max(turn.depth for turn in turns))
+        for at in range(depth):
             state = self._step(at, state, token)
             places, shares = self._best(state)
             value = (above[..., None] + shares).flatten(1)
-            chosen = self._continued(at, value)
-            levels.append(Level(self._ids(places).flatten(1), value, chosen))
-            if self._done(levels):
+            levels.append(Level(self._ids(places).flatten(1), value))
+            if at + 1 == depth or self._shape.done(levels):
                 break
+            chosen = self._shape.continued(at, value)
             above, token = value.gather(1, chosen), levels[-1].ids.gather(1, chosen)
             behind = (chosen // self._ranks)[..., None]
             state = state.gather(1, behind.expand(-1, -1, state.shape[-1]))
-        rows = [[part.tolist() for part in level] for level in levels]
-        return [self._draft(rows, at, turn) for at, turn in enumerate(turns)]
+            opened.append(chosen.tolist())
+        ids, values = ([level[part].tolist() for level in levels] for part in (0, 1))
+        found: list[Proposal | None] = []
+        for at, turn in enumerate(turns):
+            nodes = self._shape.nodes([row[at] for row in values[: turn.depth]])[: turn.room]
+            rows, continued = [row[at] for row in ids], [row[at] for row in opened]
+            found.append(self._draft(rows, continued, nodes))
+        return found
 
     def _step(self, at: int, state: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """States [turns, paths, hidden] for the guesses behind `token` [turns, paths]."""
@@ -136,75 +144,99 @@ class Chain(Guessing):
         best = logits.topk(self._ranks)
         return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
 
-    def _continued(self, at: int, value: torch.Tensor) -> torch.Tensor:
-        """Which nodes [turns, paths] of a depth are continued."""
-        if self._fixed is None:
-            return value.topk(min(WIDTH, value.shape[1])).indices
-        return torch.tensor([self._fixed.open[at]] * len(value), device=value.device).long()
+    def _draft(
+        self, ids: Sequence[Sequence[int]], opened: Sequence[Sequence[int]], nodes: Sequence[Node]
+    ) -> Proposal | None:
+        """The draft of `nodes`, whose ids stand by depth and place, each behind its parent."""
+        at = {node: number for number, node in enumerate(nodes)}
+        parents = tuple(
+            at[depth - 1, opened[depth - 1][place // self._ranks]] if depth else -1
+            for depth, place in nodes
+        )
+        drafted = tuple(ids[depth][place] for depth, place in nodes)
+        return Proposal(Draft(drafted, parents)) if nodes else None
 
-    def _done(self, levels: Sequence[Level]) -> bool:
-        """Whether no deeper node can be among the likeliest: none is likelier than its parent."""
-        if self._fixed is not None:
-            return False
-        value = torch.cat([level.value for level in levels], dim=1)
-        if value.shape[1] < self._nodes:
-            return False
-        last = levels[-1]
-        worst = value.topk(self._nodes).values[:, -1]
-        return bool((last.value.gather(1, last.open).amax(1) < worst).all())
 
-    def _draft(self, rows: Sequence[Sequence[Any]], at: int, turn: Turn) -> Proposal | None:
-        """The draft of turn `at`: nodes by their depth and their place in it."""
-        reached = rows[: turn.depth]
-        if self._fixed is None:
-            nodes = [
-                (-value, depth, place)
-                for depth, (_, values, _) in enumerate(reached)
-                for place, value in enumerate(values[at])
-            ]
-            chosen = [(depth, place) for _, depth, place in sorted(nodes)][: self._nodes]
-        else:
-            chosen = [one for one in self._fixed.order if one[0] < len(reached)]
-        ids: list[int] = []
-        parents: list[int] = []
-        known: dict[tuple[int, int], int] = {}
-        for depth, place in chosen[: turn.room]:
-            behind = (depth - 1, rows[depth - 1][2][at][place // self._ranks]) if depth else None
-            parents.append(-1 if behind is None else known[behind])
-            known[depth, place] = len(ids)
-            ids.append(rows[depth][0][at][place])
-        return Proposal(Draft(tuple(ids), tuple(parents))) if ids else None
+Node = tuple[int, int]
+"""Depth, and place among the nodes there: RANKS of them behind each that is continued."""
 
 
 class Level(NamedTuple):
-    """Nodes of one depth: their ids and the log shares of their paths, and which are continued.
-
-    `ids` and `value` are [turns, nodes], RANKS of them behind each node that was continued, `open`
-    [turns, paths] are places among these.
-    """
+    """Nodes of one depth: ids and log shares of their paths, both [turns, nodes]."""
 
     ids: torch.Tensor
     value: torch.Tensor
-    open: torch.Tensor
 
 
-class Fixed(NamedTuple):
-    """A tree of ranks as `Chain` walks it: `open` places of each depth, nodes in `order`."""
+class Shape(Protocol):
+    """Which guesses of a chain are continued, and which are drafted."""
 
-    open: list[list[int]]
-    order: list[tuple[int, int]]
+    def continued(self, at: int, value: torch.Tensor) -> torch.Tensor:
+        """Places [turns, paths] of depth `at` that are continued, of log shares [turns, nodes]."""
+        ...
+
+    def done(self, levels: Sequence[Level]) -> bool:
+        """Whether no deeper node can be drafted."""
+        ...
+
+    def nodes(self, values: Sequence[Sequence[float]]) -> list[Node]:
+        """What to draft for one request, parents first, by its log shares of each depth."""
+        ...
 
 
-def fixed(choices: Sequence[Choice], ranks: int) -> Fixed:
-    """Places of `choices` where each continued node has `ranks` behind it."""
-    parents = {one[:-1] for one in choices}
-    depth = max(map(len, choices))
-    inner = [[one for one in choices if len(one) == at and one in parents] for at in range(depth)]
-    inner[0] = [()]
-    slots = {one: slot for row in inner for slot, one in enumerate(row)}
-    places = {one: slots[one[:-1]] * ranks + one[-1] for one in choices}
-    opened = [[places[one] for one in row] for row in inner[1:]] + [[0]]
-    return Fixed(opened, [(len(one) - 1, places[one]) for one in choices])
+class Likeliest:
+    """The likeliest nodes of a step, among those behind the WIDTH likeliest of each depth."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def continued(self, at: int, value: torch.Tensor) -> torch.Tensor:
+        """The likeliest."""
+        return value.topk(min(WIDTH, value.shape[1])).indices
+
+    def done(self, levels: Sequence[Level]) -> bool:
+        """Whether enough nodes are likelier than all of the last depth: a child never is more."""
+        value = torch.cat([level.value for level in levels], dim=1)
+        if value.shape[1] < self._count:
+            return False
+        least = value.topk(self._count).values[:, -1]
+        return bool((levels[-1].value.amax(1) < least).all())
+
+    def nodes(self, values: Sequence[Sequence[float]]) -> list[Node]:
+        """The likeliest of all; of equals the higher, so that none comes before its parent."""
+        ordered = sorted(
+            (-value, depth, place)
+            for depth, row in enumerate(values)
+            for place, value in enumerate(row)
+        )
+        return [(depth, place) for _, depth, place in ordered[: self._count]]
+
+
+class Fixed:
+    """The same tree of ranks in every step, however likely."""
+
+    def __init__(self, choices: Sequence[Choice], ranks: int) -> None:
+        inner = {one[:-1] for one in choices} - {()}
+        levels = [
+            [one for one in choices if len(one) == depth and one in inner]
+            for depth in range(1, max(map(len, choices)))
+        ]
+        slots = {one: slot for level in levels for slot, one in enumerate(level)} | {(): 0}
+        places = {one: slots[one[:-1]] * ranks + one[-1] for one in choices}
+        self._open = [[places[one] for one in level] for level in levels]
+        self._nodes = [(len(one) - 1, places[one]) for one in choices]
+
+    def continued(self, at: int, value: torch.Tensor) -> torch.Tensor:
+        """Those with children in the tree."""
+        return torch.tensor([self._open[at]] * len(value), device=value.device)
+
+    def done(self, levels: Sequence[Level]) -> bool:
+        """Never before its depth is reached."""
+        return False
+
+    def nodes(self, values: Sequence[Sequence[float]]) -> list[Node]:
+        """All as deep as was guessed."""
+        return [node for node in self._nodes if node[0] < len(values)]
 
 
 def tree(
