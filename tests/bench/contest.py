@@ -339,11 +339,10 @@ def slowest(name: str, own: Sequence[Answered], plain: Sequence[Answered]) -> Fi
 def slowest_of_all(figures: Sequence[Figure], label: str) -> list[Figure]:
     """The worst ratio over plain of a drafter over all rows in which it was measured."""
     end = f" {label} slowest over plain"
-    rows = [one for one in figures if one.name.endswith(end) and one.value is not None]
-    if not rows:
-        return []
-    value = min(one.value for one in rows if one.value is not None)
-    return [Figure(f"all{end}", value, "ratio", n=sum(one.n for one in rows))]
+    rows = [(one.value, one.n) for one in figures if one.name.endswith(end)]
+    values = [value for value, _ in rows if value is not None]
+    count = sum(n for _, n in rows)
+    return [Figure(f"all{end}", min(values), "ratio", n=count)] if values else []
 
 
 def means(figures: Sequence[Figure], rows: Sequence[str], label: str, name: str) -> list[Figure]:
