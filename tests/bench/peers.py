@@ -94,15 +94,25 @@ class Peer:
             self._process.stdin.write(f"{asked}\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
-        self._signal(signal.SIGSTOP)
         if not line:
-            raise PeerEnded(f"{self._command[0]} ended: {self._last_words()}")
+            raise PeerEnded(f"{self._command[0]} {self._end()}: {self._last_words()}")
+        self._signal(signal.SIGSTOP)
         return float(json.loads(line)["tokens_per_second"])
 
     def _signal(self, kind: signal.Signals) -> None:
         """Send a signal to the process and its workers, who may be gone."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, kind)
+
+    def _end(self) -> str:
+        """How it ended: a peer that crashes in its own kernels leaves a signal and no words."""
+        try:
+            status = self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its output and goes on"
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"ended with status {status}"
 
     def _last_words(self) -> str:
         self._log.seek(0)

@@ -124,7 +124,14 @@ def test_a_peer_answers_and_is_stopped_in_between() -> None:
 def test_a_peer_that_breaks_says_why() -> None:
     with Peer([sys.executable, "-c", ECHO]) as peer, pytest.raises(PeerEnded) as caught:
         peer.tokens_per_second(["a"], 0)
+    assert "ended with status 1" in str(caught.value)
     assert "out of tokens" in str(caught.value)
+
+
+def test_a_peer_that_crashes_names_the_signal() -> None:
+    crash = "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)"
+    with Peer([sys.executable, "-c", crash]) as peer, pytest.raises(PeerEnded, match="SIGSEGV"):
+        peer.tokens_per_second(["a"], 1)
 
 
 def test_a_peer_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
