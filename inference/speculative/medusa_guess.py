@@ -7,6 +7,7 @@ Source of that: EAGLE-2 (arXiv 2406.16858), section 4.1, expansion and reranking
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 WIDTH = 4
 """Guesses of a depth that are continued, the likeliest."""
+
+FOLLOWS = 0.6
+"""Share of its parent that a guess is taken to have at most, where going deeper costs a product."""
 
 
 class Guessing(Proposer):
@@ -195,12 +199,12 @@ class Likeliest:
         return value.topk(min(WIDTH, value.shape[1])).indices
 
     def done(self, levels: Sequence[Level]) -> bool:
-        """Whether enough nodes are likelier than all of the last depth: a child never is more."""
+        """Whether enough nodes are likelier than any child of the last depth is taken to be."""
         value = torch.cat([level.value for level in levels], dim=1)
         if value.shape[1] < self._count:
             return False
         least = value.topk(self._count).values[:, -1]
-        return bool((levels[-1].value.amax(1) < least).all())
+        return bool((levels[-1].value.amax(1) + math.log(FOLLOWS) < least).all())
 
     def nodes(self, values: Sequence[Sequence[float]]) -> list[Node]:
         """The likeliest of all; of equals the higher, so that none comes before its parent."""

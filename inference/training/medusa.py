@@ -17,6 +17,7 @@ All stages go on where they were killed.
 from __future__ import annotations
 
 import argparse
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, softmax
 
 from inference.errors import InferenceInputError
 from inference.models import resolve
@@ -36,6 +37,7 @@ from inference.native.lean import EMBEDDING
 from inference.speculative.choices import expected, grow
 from inference.speculative.medusa_heads import WEIGHTS, MedusaHeads, ahead
 from inference.training.answers import Answer, answer, digest, read
+from inference.training.asked import asked
 from inference.training.card import Card
 from inference.training.loop import Plan, plan_of, train
 from inference.training.scores import Ranks, baselines, ranks
@@ -53,6 +55,7 @@ class MedusaOptions:
     """`heads` of them guess among the `tokens` most frequent ids; the tree has `nodes` nodes.
 
     With `chain` each reads the token before its own, and the last guesses `again` times more.
+    `soft` is the temperature of the model's own probabilities that heads learn; None are tokens.
     """
 
     heads: int = 3
@@ -60,6 +63,7 @@ class MedusaOptions:
     nodes: int = 32
     chain: bool = True
     again: int = 2
+    soft: float | None = None
 
     @property
     def depth(self) -> int:
@@ -136,13 +140,17 @@ def places(ids: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
 
 def medusa_loss(
-    blocks: Blocks, on: Target, dtype: torch.dtype = torch.float32
+    blocks: Blocks,
+    on: Target,
+    dtype: torch.dtype = torch.float32,
+    soft: float | None = None,
 ) -> Callable[[Sequence[Answer]], tuple[torch.Tensor, int]]:
     """Loss of all guesses, summed with their weights over the tokens of some answers, in nats.
 
     Row i of the states is what answer token i was drawn from, so guess k learns token i + 1 + k:
     with i as t + 1 that is t + 2 + k. Terms are the tokens that guess 0 learns. Products are taken
-    in `dtype`, the softmax in float32.
+    in `dtype`, the softmax in float32. With `soft` a guess learns, in place of the token, what the
+    model said of that place, at this temperature and among the tokens that heads know.
     """
     mixed = torch.autocast(on.output.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -151,10 +159,16 @@ def medusa_loss(
         states: list[torch.Tensor] = blocks(one.hidden.float(), drawn)
         return states
 
+    def said(one: Answer) -> torch.Tensor:
+        """The model's probabilities [answer, tokens] in the place of each token."""
+        with torch.no_grad():
+            return softmax(linear(one.hidden.float(), on.output).float() / soft, dim=-1)
+
     def loss(answers: Sequence[Answer]) -> tuple[torch.Tensor, int]:
         total, terms = torch.zeros(()), 0
         with mixed:
             states = [read(one) for one in answers]
+            teachers = [said(one) for one in answers] if soft else []
         for depth in range(blocks.depth):
             truths = [one.ids[1 + depth :] for one in answers]
             labels = places(torch.cat(truths), on.tokens)
@@ -162,7 +176,10 @@ def medusa_loss(
             rows = [found[depth][: len(truth)] for found, truth in zip(states, truths, strict=True)]
             with mixed:
                 logits = linear(torch.cat(rows)[known], on.output)
-            lost = cross_entropy(logits.float(), labels[known], reduction="sum")
+            goal = labels[known]
+            if teachers:
+                goal = torch.cat([one[1 + depth :] for one in teachers])[known]
+            lost = cross_entropy(logits.float(), goal, reduction="sum")
             total = total + DECAY**depth * lost
             terms = terms or int(known.sum())
         return total, terms
@@ -205,7 +222,7 @@ def train_medusa(
         )
     blocks = Blocks(options.heads, width, options.chain, options.again)
     data = digest(learned)
-    loss = medusa_loss(blocks, on, dtype)
+    loss = medusa_loss(blocks, on, dtype, options.soft)
     progress = train(blocks, learned, loss, plan, data=data, folder=scratch)
     card = Card(
         recipe=CALLED,
@@ -280,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--documents", type=Path, help="folder of .md and .txt passages")
     parser.add_argument("--prompts", type=int, help="only the first so many")
+    parser.add_argument("--asked", type=int, default=0, help="so many more, by the model itself")
     parser.add_argument("--answer-tokens", type=int, default=160)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=2, help="answers per step")
@@ -291,9 +309,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--chain", action=argparse.BooleanOptionalAction, default=MedusaOptions().chain
     )
     parser.add_argument("--again", type=int, default=MedusaOptions().again, help="of a chain")
+    parser.add_argument("--soft", type=float, help="learn the model's probabilities at this heat")
     given = parser.parse_args(arguments)
     passages = read_passages(given.documents) if given.documents else []
     prompts = seeds(passages, given.seed)[: given.prompts]
+    if given.asked:
+        kept = given.work / "asked.json"
+        prompts += asked(given.model, given.dtype, given.asked, given.seed, kept)
+        # Mixed, so that the first answers of a run that is still going are of every kind.
+        random.Random(given.seed).shuffle(prompts)
     folder = given.work / "answers"
     answer(prompts, given.model, given.dtype, given.answer_tokens, folder)
     plan = Plan(
@@ -304,8 +328,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=given.seed,
         checkpoint_every=20,
     )
+    options = MedusaOptions(
+        given.heads, given.tokens, chain=given.chain, again=given.again, soft=given.soft
+    )
     facts = {
         "prompts": len(prompts),
+        "asked": given.asked,
         "documents": given.documents is not None,
         "answer_tokens": given.answer_tokens,
         "answer_dtype": given.dtype,
@@ -316,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         read(folder, len(prompts)),
         plan,
         given.out,
-        MedusaOptions(given.heads, given.tokens, chain=given.chain, again=given.again),
+        options,
         scratch=given.work / "checkpoints",
         facts=facts,
         dtype=getattr(torch, given.train_dtype),

@@ -101,14 +101,15 @@ def test_only_a_chain_learns_from_the_tokens(chain: bool) -> None:
     assert all((row[0] > 0.6) == chain for row in scored[1:])
 
 
-def test_weights_of_the_loss_and_its_terms() -> None:
+@pytest.mark.parametrize("soft", [None, 0.5])
+def test_weights_of_the_loss_and_its_terms(soft: float | None) -> None:
     """Against the definition, token by token; an id the heads do not know is left out."""
     (one,) = slotted(1, 6)
     whole = reading_the_first_slot()
     known = torch.tensor(sorted(set(range(WORDS)) - {int(one.ids[3])}))
     on = Target("slots", "digest", {}, known, whole.output[known])
     blocks = Blocks(2, WORDS * SLOTS)
-    loss, terms = medusa_loss(blocks, on)([one])
+    loss, terms = medusa_loss(blocks, on, soft=soft)([one])
     ids = one.ids.tolist()
     wanted, count = 0.0, 0
     for head in range(2):
@@ -117,7 +118,12 @@ def test_weights_of_the_loss_and_its_terms() -> None:
             if token not in known:
                 continue
             chances = torch.log_softmax(one.hidden[row].float() @ on.output.T, 0)
-            wanted -= 0.8**head * float(chances[known.tolist().index(token)])
+            goal = torch.zeros(len(known))
+            goal[known.tolist().index(token)] = 1
+            if soft is not None:
+                said = one.hidden[row + 1 + head].float() @ on.output.T
+                goal = torch.softmax(said / soft, 0)
+            wanted -= 0.8**head * float((goal * chances).sum())
             count += head == 0
     assert terms == count
     assert float(loss.detach()) == pytest.approx(wanted, rel=1e-5)
