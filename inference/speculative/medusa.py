@@ -36,7 +36,7 @@ class Medusa(Drafter):
     source: ClassVar[str] = "Medusa, arXiv 2401.10774, sections 2.1 to 2.3"
 
     heads: str = Field("medusa-default", min_length=1, description="shipped heads or a folder")
-    nodes: int = Field(12, ge=1, le=MOST, description="most tokens of a draft")
+    nodes: int = Field(4, ge=1, le=MOST, description="most tokens of a draft")
     choices: str | None = Field(
         None,
         description="fixed tree of ranks such as '0 1 0.0 0.0.0'; left out, a chain of heads "

@@ -22,11 +22,11 @@ from inference.native.engine import NativeEngine
 from inference.native.fingerprint import fingerprint
 from inference.native.model import Model
 from inference.requests import SamplingParams
-from inference.speculative import build, parse, spell
+from inference.speculative import build, medusa_guess, parse, spell
 from inference.speculative.base import Turn
 from inference.speculative.choices import Choice, expected, grow, read_choices, spell_choices
 from inference.speculative.medusa import SHIPPED, Medusa
-from inference.speculative.medusa_guess import WIDTH, tree
+from inference.speculative.medusa_guess import WIDTH, Level, Likeliest, tree
 from inference.speculative.medusa_heads import CARD, WEIGHTS, MedusaHeads
 from inference.speculative.verify import Match, Typical
 from tests.inference.spelt_chain import Spelt
@@ -168,8 +168,14 @@ def test_a_chain_reads_the_tokens_guessed_before(tiny: Tiny, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("nodes", [1, 5, 12, 40])
-def test_a_chain_drafts_the_likeliest_nodes(tiny: Tiny, tmp_path: Path, nodes: int) -> None:
-    """Against a search of its own over the same paths: children of the likeliest of each depth."""
+def test_a_chain_drafts_the_likeliest_nodes(
+    tiny: Tiny, tmp_path: Path, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a search of its own over the same paths: children of the likeliest of each depth.
+
+    With nothing taken for granted about a child but that it is no likelier than its parent.
+    """
+    monkeypatch.setattr(medusa_guess, "FOLLOWS", 1.0)
     model = tiny()._model()
     folder = chained(tiny(), tmp_path)
     proposer = Medusa(heads=str(folder), nodes=nodes).open(model)
@@ -195,6 +201,14 @@ def test_a_chain_drafts_the_likeliest_nodes(tiny: Tiny, tmp_path: Path, nodes: i
             del values[()]
             wanted = sorted(values, key=lambda one: -values[one])[: min(nodes, room)]
             assert found == set(wanted)
+
+
+@pytest.mark.parametrize(("least", "done"), [(0.31, True), (0.29, False)])
+def test_a_chain_ends_where_no_child_is_expected_in_the_draft(least: float, done: bool) -> None:
+    """The best of the last depth is 0.5, so its children are taken to have at most 0.3."""
+    shares = [[0.6, least], [0.5, 0.01]]
+    levels = [Level(torch.zeros(1, 2), torch.tensor([one]).log()) for one in shares]
+    assert Likeliest(3).done(levels) == done
 
 
 def test_chains_that_do_not_fit_together(tiny: Tiny, tmp_path: Path) -> None:
