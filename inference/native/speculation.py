@@ -15,7 +15,7 @@ from inference.native.sequence import Draft
 from inference.native.sequence import Sequence as Row
 from inference.speculative.base import MOST, Drafter, Proposal, Proposer, Start, Turn
 from inference.speculative.spec import name_of
-from inference.speculative.switch import Costs, Switch
+from inference.speculative.switch import Costs, Record, Switch
 from inference.speculative.verify import Case, Match, Rule, Verdict
 
 if TYPE_CHECKING:
@@ -36,19 +36,19 @@ class Proposers:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._open: OrderedDict[Drafter, Proposer] = OrderedDict()
+        self._open: OrderedDict[Drafter, tuple[Proposer, Record]] = OrderedDict()
         self._users: Counter[Drafter] = Counter()
         self._lock = threading.Lock()
 
     def begin(self, drafter: Drafter, start: Start, prompt: int) -> Speculation:
         """What drafts for a request with so many prompt tokens; raises DrafterInputError."""
         with self._lock:
-            proposer = self._open.get(drafter)
-            if proposer is None:
-                proposer = self._open[drafter] = drafter.open(self._model)
+            if drafter not in self._open:
+                self._open[drafter] = drafter.open(self._model), Record()
+            opened = self._open[drafter]
             self._users[drafter] += 1
         try:
-            return Speculation(drafter, proposer, start, prompt, lambda: self._leave(drafter))
+            return Speculation(drafter, *opened, start, prompt, lambda: self._leave(drafter))
         except BaseException:
             self._leave(drafter)
             raise
@@ -64,13 +64,13 @@ class Proposers:
                 self._open.move_to_end(drafter)
             idle = [one for one in self._open if not self._users[one]]
             for one in idle[: max(0, len(idle) - IDLE)]:
-                self._open.pop(one).close()
+                self._open.pop(one)[0].close()
 
     def close(self) -> None:
         """Free what drafters hold."""
         with self._lock:
             while self._open:
-                self._open.popitem()[1].close()
+                self._open.popitem()[1][0].close()
 
 
 class Speculation:
@@ -85,6 +85,7 @@ class Speculation:
         self,
         drafter: Drafter,
         proposer: Proposer,
+        record: Record,
         start: Start,
         prompt: int,
         leave: Callable[[], object],
@@ -97,7 +98,7 @@ class Speculation:
         self.cut, self.least = 0, MOST
         self.seconds = 0.0
         self.hidden: torch.Tensor | None = None
-        self.switch = Switch()
+        self.switch = Switch(record)
         self.raw: dict[int, torch.Tensor] = {}
         self.processed: dict[int, torch.Tensor] = {}
         # Where tokens depend on what was drafted, time must not decide what is.

@@ -8,6 +8,8 @@ SHARE = 0.08
 """Share of the time of an answer that drafting may have lost."""
 CREDIT = 4
 """Plain steps' time that may be won in advance."""
+RECENT = 0.7
+"""Weight that the first draft of a request keeps with that of every request after it."""
 
 
 class Costs:
@@ -34,28 +36,64 @@ class Costs:
         return max(0.0, (y - slope * x) / weight) + slope * rows
 
 
+class Record:
+    """What drafts of one drafter lost of late, over all requests of an engine.
+
+    The first draft of a request is kept apart: before it a drafter may have the prompt to read.
+    """
+
+    def __init__(self) -> None:
+        self.plain = 0.0
+        """Seconds of a plain step."""
+        self._mean: float | None = None
+        self._first: float | None = None
+
+    def add(self, lost: float, plain: float, *, first: bool) -> None:
+        """A draft that lost so many seconds, or won them where it is negative."""
+        self.plain = plain
+        self._mean = _faded(self._mean, lost, MEMORY)
+        if first:
+            self._first = _faded(self._first, lost, RECENT)
+
+    def price(self, *, first: bool) -> float:
+        """Seconds that the next draft of a request may lose; 0 where drafts have mostly paid."""
+        if self._mean is None or self._mean <= 0:
+            return 0.0
+        return max(0.0, self._first or 0.0) if first else self._mean
+
+
+def _faded(mean: float | None, value: float, memory: float) -> float:
+    return value if mean is None else memory * mean + (1 - memory) * value
+
+
 class Switch:
     """Suspends a request's drafter while it has lost too much time, and tries it again later.
 
     Time lost is measured, not predicted: what steps with a draft took, drafting included, less
     what the same tokens would have taken in steps in which nobody drafts. It may never be more
     than a small share of the time of the answer so far, so that an answer that nothing can be
-    drafted for takes hardly longer; what was won before counts for a few steps only.
+    drafted for takes hardly longer; what was won before counts for a few steps only. Where the
+    drafter has lost time in the requests before (`record`), what a draft lost there must fit into
+    that share too: a short answer is over before one could be afforded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, record: Record | None = None) -> None:
+        self._record = record or Record()
         self._lost = self._passed = 0.0
-        self._plain = 0.0
+        self._plain = self._record.plain
         self._on = True
         self._first = True
+        self._drafted = False
         self.suspended = 0
 
     def on(self) -> bool:
         """Whether to draft for the next step; asked once a step."""
         if self._first:  # a plain step tells what plain steps cost
             self._first = False
+            self._passed += self._plain
             return False
-        on = self._lost <= SHARE * self._passed
+        price = self._record.price(first=not self._drafted)
+        on = self._lost + price <= SHARE * self._passed
         if self._on and not on:
             self.suspended += 1
         self._on = on
@@ -67,6 +105,8 @@ class Switch:
         """A step with a draft gave `tokens` in `seconds`; a plain one takes `plain` for each."""
         if plain is None:
             return
+        self._record.add(seconds - tokens * plain, plain, first=not self._drafted)
+        self._drafted = True
         self._plain = plain
         self._passed += seconds
         self._lost = max(self._lost + seconds - tokens * plain, -CREDIT * plain)

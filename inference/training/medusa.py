@@ -289,28 +289,7 @@ def _scores(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the whole recipe, or what is left of it."""
-    parser = argparse.ArgumentParser(prog="python -m inference.training.medusa")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the heads")
-    parser.add_argument("--work", type=Path, required=True, help="folder that a kill leaves")
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--train-dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--documents", type=Path, help="folder of .md and .txt passages")
-    parser.add_argument("--prompts", type=int, help="only the first so many")
-    parser.add_argument("--asked", type=int, default=0, help="so many more, by the model itself")
-    parser.add_argument("--answer-tokens", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=2, help="answers per step")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--heads", type=int, default=MedusaOptions().heads)
-    parser.add_argument("--tokens", type=int, default=MedusaOptions().tokens)
-    parser.add_argument(
-        "--chain", action=argparse.BooleanOptionalAction, default=MedusaOptions().chain
-    )
-    parser.add_argument("--again", type=int, default=MedusaOptions().again, help="of a chain")
-    parser.add_argument("--soft", type=float, help="learn the model's probabilities at this heat")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     passages = read_passages(given.documents) if given.documents else []
     prompts = seeds(passages, given.seed)[: given.prompts]
     if given.asked:
@@ -349,6 +328,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts=facts,
         dtype=getattr(torch, given.train_dtype),
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m inference.training.medusa")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the heads")
+    parser.add_argument("--work", type=Path, required=True, help="folder that a kill leaves")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--train-dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--documents", type=Path, help="folder of .md and .txt passages")
+    parser.add_argument("--prompts", type=int, help="only the first so many")
+    parser.add_argument("--asked", type=int, default=0, help="so many more, by the model itself")
+    parser.add_argument("--answer-tokens", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=2, help="answers per step")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--heads", type=int, default=MedusaOptions().heads)
+    parser.add_argument("--tokens", type=int, default=MedusaOptions().tokens)
+    parser.add_argument(
+        "--chain", action=argparse.BooleanOptionalAction, default=MedusaOptions().chain
+    )
+    parser.add_argument("--again", type=int, default=MedusaOptions().again, help="of a chain")
+    parser.add_argument("--soft", type=float, help="learn the model's probabilities at this heat")
+    return parser
 
 
 if __name__ == "__main__":

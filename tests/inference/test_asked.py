@@ -19,6 +19,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS", 8)
 
 
+@pytest.mark.default_model
 def test_the_default_model_asks_and_a_killed_run_goes_on(tmp_path: Path) -> None:
     whole = asked("default", "float32", 9, 0, tmp_path / "whole.json")
     texts = [one.text for one in whole]

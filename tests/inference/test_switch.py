@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.speculative.switch import Costs, Switch
+from inference.speculative.switch import Costs, Record, Switch
 
 
 def test_steps_are_told_apart_by_their_rows() -> None:
@@ -47,3 +47,32 @@ def test_the_switch_is_on_where_drafts_pay_again() -> None:
             switch.drafted(1, 3.0, 1.0)
             again += 1
     assert again < 40, "what was won is used up"
+
+
+def answered(record: Record, length: int, dear: float, tokens: int = 1) -> float:
+    """Seconds of an answer whose plain steps take one."""
+    switch, spent, given = Switch(record), 0.0, 0
+    while given < length:
+        if switch.on():
+            switch.drafted(tokens, dear, 1.0)
+            spent, given = spent + dear, given + tokens
+        else:
+            spent, given = spent + 1.0, given + 1
+    return spent
+
+
+@pytest.mark.parametrize("dear", [1.3, 3.0, 20.0])
+@pytest.mark.parametrize("length", [5, 60, 400])
+def test_what_was_lost_before_is_not_risked_again(dear: float, length: int) -> None:
+    """Even the first draft of an answer must fit into what it may lose."""
+    record = Record()
+    answered(record, 60, dear)
+    assert answered(record, length, dear) <= length / 0.9
+
+
+def test_a_drafter_that_pays_is_not_made_to_wait() -> None:
+    record = Record()
+    answered(record, 60, 3.0, tokens=6)
+    record.add(2.0, 1.0, first=True)  # the first draft of an answer often finds nothing yet
+    assert record.price(first=True) == 0
+    assert answered(record, 12, 3.0, tokens=6) == pytest.approx(1 + 2 * 3.0)
