@@ -65,6 +65,12 @@ class MedusaOptions:
     again: int = 2
     soft: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.soft is not None and not self.soft > 0:
+            raise InferenceInputError(
+                f"soft={self.soft!r} must be > 0; left out, heads learn the tokens themselves"
+            )
+
     @property
     def depth(self) -> int:
         """How many tokens are guessed."""
@@ -290,6 +296,9 @@ def _scores(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the whole recipe, or what is left of it."""
     given = _parser().parse_args(arguments)
+    options = MedusaOptions(
+        given.heads, given.tokens, chain=given.chain, again=given.again, soft=given.soft
+    )
     passages = read_passages(given.documents) if given.documents else []
     prompts = seeds(passages, given.seed)[: given.prompts]
     if given.asked:
@@ -306,9 +315,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warmup=given.steps // 10,
         seed=given.seed,
         checkpoint_every=20,
-    )
-    options = MedusaOptions(
-        given.heads, given.tokens, chain=given.chain, again=given.again, soft=given.soft
     )
     facts = {
         "prompts": len(prompts),

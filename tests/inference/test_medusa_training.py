@@ -129,6 +129,15 @@ def test_weights_of_the_loss_and_its_terms(soft: float | None) -> None:
     assert float(loss.detach()) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("soft", ["0", "-1", "nan"])
+def test_a_heat_that_cannot_be_is_refused_before_anything_is_answered(
+    soft: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InferenceInputError, match="must be > 0"):
+        medusa.main(["--out", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--soft", soft])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(checkpoint(tmp_path_factory.mktemp("model"), endless=True))
