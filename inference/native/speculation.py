@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,19 +37,23 @@ class Proposers:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._open: OrderedDict[Drafter, tuple[Proposer, Record]] = OrderedDict()
+        self._open: OrderedDict[Drafter, Proposer] = OrderedDict()
+        self._records: dict[Drafter, Record] = {}
         self._users: Counter[Drafter] = Counter()
         self._lock = threading.Lock()
 
     def begin(self, drafter: Drafter, start: Start, prompt: int) -> Speculation:
         """What drafts for a request with so many prompt tokens; raises DrafterInputError."""
         with self._lock:
-            if drafter not in self._open:
-                self._open[drafter] = drafter.open(self._model), Record()
-            opened = self._open[drafter]
+            proposer = self._open.get(drafter)
+            if proposer is None:
+                proposer = self._open[drafter] = drafter.open(self._model)
+                self._records[drafter] = Record()
+            record = self._records[drafter]
             self._users[drafter] += 1
         try:
-            return Speculation(drafter, *opened, start, prompt, lambda: self._leave(drafter))
+            leave = partial(self._leave, drafter)
+            return Speculation(drafter, proposer, record, start, prompt, leave)
         except BaseException:
             self._leave(drafter)
             raise
@@ -64,13 +69,14 @@ class Proposers:
                 self._open.move_to_end(drafter)
             idle = [one for one in self._open if not self._users[one]]
             for one in idle[: max(0, len(idle) - IDLE)]:
-                self._open.pop(one)[0].close()
+                del self._records[one]
+                self._open.pop(one).close()
 
     def close(self) -> None:
         """Free what drafters hold."""
         with self._lock:
             while self._open:
-                self._open.popitem()[1][0].close()
+                self._open.popitem()[1].close()
 
 
 class Speculation:

@@ -72,7 +72,8 @@ def test_the_chart_has_every_node_and_edge_of_a_shipped_workflow(name: str) -> N
     assert len(edges) == len(workflow.edges)
 
 
-@given(st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=MAX_LABEL))
+# Python's html.unescape, by which the chart is read here, drops noncharacters, which are of Cn.
+@given(st.text(st.characters(exclude_categories=("Cc", "Cn", "Cs")), max_size=MAX_LABEL))
 def test_any_condition_is_shown_as_it_is(when: str) -> None:
     chart = mermaid(spec({"from": "a", "to": "b", "when": when}))
     [(_, label, _)] = read(chart)[1]
