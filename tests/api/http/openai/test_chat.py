@@ -223,11 +223,8 @@ def test_a_long_dialogue_is_refused_or_cut(client: openai.OpenAI) -> None:
 def test_a_deadline_cuts_the_answer_and_says_so(client: openai.OpenAI) -> None:
     def ask(seconds: float) -> Any:
         extra = {"ragwright": {"seconds": seconds}}
-        return client.chat.completions.create(
-            model="default",
-            messages=TURNS,
-            temperature=0,  # drawn by chance, an answer may end before its deadline
-            extra_body=extra,
+        return client.chat.completions.create(  # greedy: one drawn by chance may end before
+            model="default", messages=TURNS, temperature=0, extra_body=extra
         )
 
     ask(30)  # the engine is open: its time to load is no part of this
