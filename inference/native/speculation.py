@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -38,7 +39,7 @@ class Proposers:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._open: OrderedDict[Drafter, Proposer] = OrderedDict()
-        self._records: dict[Drafter, Record] = {}
+        self._records: WeakKeyDictionary[Proposer, Record] = WeakKeyDictionary()
         self._users: Counter[Drafter] = Counter()
         self._lock = threading.Lock()
 
@@ -48,8 +49,7 @@ class Proposers:
             proposer = self._open.get(drafter)
             if proposer is None:
                 proposer = self._open[drafter] = drafter.open(self._model)
-                self._records[drafter] = Record()
-            record = self._records[drafter]
+            record = self._records.setdefault(proposer, Record())
             self._users[drafter] += 1
         try:
             leave = partial(self._leave, drafter)
@@ -69,7 +69,6 @@ class Proposers:
                 self._open.move_to_end(drafter)
             idle = [one for one in self._open if not self._users[one]]
             for one in idle[: max(0, len(idle) - IDLE)]:
-                del self._records[one]
                 self._open.pop(one).close()
 
     def close(self) -> None:

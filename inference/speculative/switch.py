@@ -105,8 +105,9 @@ class Switch:
         """A step with a draft gave `tokens` in `seconds`; a plain one takes `plain` for each."""
         if plain is None:
             return
-        self._record.add(seconds - tokens * plain, plain, first=not self._drafted)
+        lost = seconds - tokens * plain
+        self._record.add(lost, plain, first=not self._drafted)
         self._drafted = True
         self._plain = plain
         self._passed += seconds
-        self._lost = max(self._lost + seconds - tokens * plain, -CREDIT * plain)
+        self._lost = max(self._lost + lost, -CREDIT * plain)
