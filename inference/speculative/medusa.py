@@ -33,7 +33,9 @@ class Medusa(Drafter):
     trained with (`tokens` of their file); a guess outside them is never made. Those that come along
     are a chain, each reading the guess before its own, as Hydra's do (arXiv 2402.05109), whose
     drafts are the likeliest nodes of each step rather than a fixed tree (EAGLE-2, arXiv
-    2406.16858). Not verified: the paper's own figures, which are of models of 7B and more.
+    2406.16858); it goes deeper only where a guess with a share of FOLLOWS behind the best of the
+    last depth would be among them, so that a likelier one is missed. Not verified: the paper's
+    own figures, which are of models of 7B and more.
     """
 
     source: ClassVar[str] = "Medusa, arXiv 2401.10774, sections 2.1 to 2.3"

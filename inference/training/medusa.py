@@ -5,10 +5,12 @@
 Medusa-1 (arXiv 2401.10774, section 2.2.1): the model is frozen, each head learns the token it
 stands for by cross entropy, head k weighted 0.8^k, on the answers' tokens only. Self-distilled
 data (section 2.3.2), since what the model was tuned on is not ours to have. Deviations: prompts
-are short templates of our own rather than ShareGPT's; heads share the frozen output matrix, of
-which they use the rows of the most frequent tokens, so that the softmax is over those; tokens
-outside are not learned, and count as missed in every score; and unless told otherwise heads are a
-chain that reads the tokens guessed before (Hydra, arXiv 2402.05109; see
+are short templates of our own and, where asked for, those that the model writes itself (Magpie,
+see `inference.training.asked`), rather than ShareGPT's; heads may learn the model's probabilities
+in place of its tokens (`soft`), as distillation does and Medusa-1 does not; heads share the frozen
+output matrix, of which they use the rows of the most frequent tokens, so that the softmax is over
+those; tokens outside are not learned, and count as missed in every score; and unless told
+otherwise heads are a chain that reads the tokens guessed before (Hydra, arXiv 2402.05109; see
 `inference.speculative.medusa_heads`), here the true ones, as in its paper.
 
 All stages go on where they were killed.
