@@ -201,6 +201,7 @@ class Speculation:
         """The request left."""
         if not self._ended:
             self._ended = True
+            self.switch.end()
             try:
                 self.proposer.end(self._state)
             finally:
@@ -240,6 +241,7 @@ class Drafting:
         self._budget = budget
         self._costs = Costs()
         self._drafting = 0.0  # seconds it took before the step that is under way
+        self._plain: float | None = None  # what the latest step would have taken without drafts
 
     def stepped(
         self, rows: Sequence[int], drafted: Sequence[tuple[Speculation, int]], seconds: float
@@ -249,9 +251,9 @@ class Drafting:
         Steps that also read prompts tell nothing, and are not given.
         """
         self._costs.add(sum(rows), seconds)
-        plain = self._costs.seconds(len(rows))
+        self._plain = self._costs.seconds(len(rows))
         for speculation, tokens in drafted:
-            speculation.switch.drafted(tokens, seconds + self._drafting, plain)
+            speculation.switch.drafted(tokens, seconds + self._drafting, self._plain)
 
     def propose(
         self, asking: Sequence[tuple[Speculation, Row, int]], running: int
@@ -280,6 +282,8 @@ class Drafting:
                 for (speculation, row, turn), proposal in zip(several, found, strict=True):
                     speculation.seconds += seconds / len(several)
                     speculation.propose(row, proposal, turn)
+                    if row.draft is None:  # no step with a draft will tell what this has cost
+                        speculation.switch.missed(seconds, self._plain)
             except Exception as error:
                 broken += [(row, error) for _, row, _ in several]
         return broken

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from math import inf
+
 MEMORY = 0.97
 """Weight that a step keeps with every step after it."""
-SHARE = 0.08
+SHARE = 0.05
 """Share of the time of an answer that drafting may have lost."""
 CREDIT = 4
 """Plain steps' time that may be won in advance."""
+UNSURE = 1.1
+"""Most that an estimate may vary, in terms of the variance of one step."""
+TINY = 1e-9
 RECENT = 0.7
 """Weight that the first draft of a request keeps with that of every request after it."""
 
@@ -27,13 +32,18 @@ class Costs:
         self._sums = [MEMORY * old + new for old, new in zip(self._sums, news, strict=True)]
 
     def seconds(self, rows: int) -> float | None:
-        """What a step over `rows` rows takes; None while all steps had about as many."""
+        """What a step over `rows` rows takes; None where the steps were too unlike it to tell."""
         weight, x, xx, y, xy = self._sums
-        spread = weight * xx - x * x
-        if weight < 2 or spread <= 0.25 * weight * weight:
+        if not weight:
             return None
-        slope = max(0.0, (weight * xy - x * y) / spread)
-        return max(0.0, (y - slope * x) / weight) + slope * rows
+        away, spread = rows - x / weight, xx - x * x / weight
+        if spread > TINY:
+            unsure, slope = away * away / spread, max(0.0, (xy - x * y / weight) / spread)
+        else:  # all had as many rows, and one point has no line
+            unsure, slope = (0.0, 0.0) if abs(away) < TINY else (inf, 0.0)
+        if 1 / weight + unsure > UNSURE:
+            return None
+        return max(0.0, y / weight + slope * away)
 
 
 class Record:
@@ -79,7 +89,7 @@ class Switch:
 
     def __init__(self, record: Record | None = None) -> None:
         self._record = record or Record()
-        self._lost = self._passed = 0.0
+        self._lost = self._passed = self._idle = 0.0
         self._plain = self._record.plain
         self._on = True
         self._first = True
@@ -102,12 +112,30 @@ class Switch:
         return on
 
     def drafted(self, tokens: int, seconds: float, plain: float | None) -> None:
-        """A step with a draft gave `tokens` in `seconds`; a plain one takes `plain` for each."""
-        if plain is None:
+        """A step with a draft gave `tokens` in `seconds`; a plain one takes `plain` for each.
+
+        Where that cannot be told now, it takes what it took before.
+        """
+        plain = plain or self._plain
+        if not plain:
             return
         lost = seconds - tokens * plain
-        self._record.add(lost, plain, first=not self._drafted)
-        self._drafted = True
+        self._record.add(self._idle + lost, plain, first=not self._drafted)
+        self._drafted, self._idle = True, 0.0
         self._plain = plain
         self._passed += seconds
         self._lost = max(self._lost + lost, -CREDIT * plain)
+
+    def missed(self, seconds: float, plain: float | None) -> None:
+        """The drafter took `seconds` and proposed nothing: a prompt is read, a text looked up."""
+        if plain is not None:
+            self._plain = plain
+        self._idle += seconds
+        self._passed += seconds
+        self._lost += seconds
+
+    def end(self) -> None:
+        """No draft comes any more; what was done for one is remembered all the same."""
+        if self._idle and self._plain:
+            self._record.add(self._idle, self._plain, first=not self._drafted)
+            self._idle = 0.0

@@ -16,6 +16,42 @@ def test_steps_are_told_apart_by_their_rows() -> None:
     assert costs.seconds(16) == pytest.approx(0.036)
 
 
+def test_what_plain_steps_take_is_known_without_a_draft() -> None:
+    costs = Costs()
+    costs.add(4, 0.03)
+    assert costs.seconds(4) == pytest.approx(0.03)
+    assert costs.seconds(1) is None, "no step was of that size"
+
+
+@pytest.mark.parametrize("rows", [2, 3, 9])
+def test_a_draft_after_a_long_pause_counts_however_small(rows: int) -> None:
+    costs, switch, lost, drafts = Costs(), Switch(), 0.0, 0
+    for _ in range(2000):
+        if switch.on():
+            costs.add(rows, 1.0)
+            switch.drafted(1, 4.0, costs.seconds(1))
+            lost, drafts = lost + 3.0, drafts + 1
+        else:
+            costs.add(1, 1.0)
+    assert drafts > 10
+    assert lost <= 0.05 * (2000 + lost) + 3.0
+
+
+def test_what_a_drafter_did_for_nothing_counts() -> None:
+    """A drafter may read a long prompt in pieces before its first draft, or never get to one."""
+    record = Record()
+    for seconds, limit in ((10.0, 10.0), (10.0, 0.0)):
+        switch, spent = Switch(record), 0.0
+        for _ in range(100):
+            if switch.on():
+                switch.missed(seconds, 1.0)
+                spent += seconds
+        switch.end()
+        assert spent == limit, "once, and then it is known"
+    switch = Switch(record)
+    assert any(switch.on() for _ in range(400)), "a long answer can afford it"
+
+
 @pytest.mark.parametrize("dear", [1.05, 1.3, 3.0])
 @pytest.mark.parametrize("length", [20, 60, 400])
 def test_the_switch_bounds_what_is_lost(dear: float, length: int) -> None:
