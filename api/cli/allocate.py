@@ -21,6 +21,35 @@ def allocate() -> None:
 
 
 @allocate.command()
+@click.argument("folders", nargs=-1, required=True, type=FILE)
+@click.option("--out", required=True, type=FILE, help="File of the rows; an old one is replaced.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rows(folders: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Write the rows of finished evaluations (FOLDERS of `ragwright eval --out`).
+
+    Of each, runs of `drag` and `iter_drag` are taken, with the k, demonstrations and iterations
+    they were given. A third of the questions each is part dev, a and b.
+    """
+    from api.evaluation.allocating import allocation_rows
+
+    found = allocation_rows(folders)
+    _write(out, "".join(json.dumps(row) + "\n" for row in found.rows))
+    datasets = sorted({row["dataset"] for row in found.rows})
+    left_out = [
+        {"dataset": dataset, "strategy": strategy, "k": k, "m": m, "n": n, "why": why}
+        for (dataset, strategy, (k, m, n)), why in found.left_out.items()
+    ]
+    if as_json:
+        told = {"rows": str(out), "count": len(found.rows), "datasets": datasets}
+        click.echo(json.dumps({**told, "left_out": left_out}))
+        return
+    for one in left_out:
+        theta = f"k={one['k']}, m={one['m']}, n={one['n']}"
+        click.echo(f"left out: {one['strategy']} {theta} on {one['dataset']}: {one['why']}")
+    click.echo(f"wrote {len(found.rows)} rows of {len(datasets)} datasets to {out}")
+
+
+@allocate.command()
 @click.argument("rows", type=FILE)
 @click.option("--out", required=True, type=FILE, help="File of the model; an old one is replaced.")
 @click.option("--metric", default="em", show_default=True, help="Metric of the rows to fit.")
@@ -28,13 +57,10 @@ def allocate() -> None:
 def fit(rows: Path, out: Path, metric: str, as_json: bool) -> None:
     """Fit the model to evaluation ROWS (JSONL): half a, with i of the dev rows."""
     from agents import allocation
-    from agents.allocation_rows import AllocationError, cells, read_rows
+    from agents.allocation_rows import cells, read_rows
 
     model = allocation.fit(cells(read_rows(rows)), metric)
-    try:
-        out.write_text(model.to_json() + "\n", encoding="utf-8")
-    except OSError as error:
-        raise AllocationError(f"--out {out} cannot be written: {error}") from None
+    _write(out, model.to_json() + "\n")
     told = model.regression
     if as_json:
         click.echo(json.dumps({"model": str(out), **asdict(model)}))
@@ -122,6 +148,15 @@ def check(rows: Path, budgets: tuple[int, ...], metric: str, as_json: bool) -> N
         ):
             click.echo(f"  {name:<9}{_pick(pick)}")
         click.echo(f"  regret   {each.regret:.3f} (best of half b itself: {each.ceiling:.3f})")
+
+
+def _write(out: Path, text: str) -> None:
+    from agents.allocation_rows import AllocationError
+
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise AllocationError(f"--out {out} cannot be written: {error}") from None
 
 
 def _pick(pick: Pick | None) -> str:

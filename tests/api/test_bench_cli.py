@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
 
 from tests.api.conftest import Ragwright
 
@@ -34,3 +40,19 @@ def test_limits_and_kept_answers_reach_the_benchmark_that_has_them(ragwright: Ra
         assert ragwright("bench", "workflow", *option, "--json")[:2] == (2, "")
     status, _, err = ragwright("bench", "speculation", "--tokens", "0")
     assert status == 2 and "--tokens" in err
+
+
+def test_a_benchmark_ends_with_its_command() -> None:
+    command = [sys.executable, "-c", "from ragwright import main; main()", "bench", "engine"]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with started:
+        try:
+            deadline = time.monotonic() + 60
+            while not (below := psutil.Process(started.pid).children(recursive=True)):
+                assert started.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(20) == 128 + signal.SIGTERM
+            assert not psutil.wait_procs(below, timeout=20)[1]
+        finally:
+            started.kill()

@@ -267,7 +267,7 @@ class Contest:
 
     def _of(self, name: str, drafter: Native, plain: Sequence[Answered]) -> list[Figure]:
         own = self.answers[drafter.label]
-        theirs = [one.speed for one in self.answers.get(LOOKUP, ())]
+        looked_up = self.answers.get(LOOKUP, ())
         drafting = [one.drafting / one.seconds for one in own]
         found = [
             _faster(f"{name} over plain", PLAIN, own, [one.speed for one in plain]),
@@ -279,11 +279,14 @@ class Contest:
                 lower_is_better=False,
             ),
             slowest(f"{name} slowest over plain", own, plain),
+            whole(f"{name} whole row over plain", PLAIN, own, plain),
             lengths(f"{name} accepted_length", own),
             alone(f"{name} drafting_share", "share", drafting),
         ]
         if self.lookup is not None:
+            theirs = [one.speed for one in looked_up]
             found += [
+                whole(f"{name} whole row over transformers", LOOKUP, own, looked_up),
                 _faster(f"{name} over transformers", LOOKUP, own, theirs),
                 _faster(f"{name} over llama.cpp", LLAMACPP, own, self.speeds),
             ]
@@ -328,6 +331,22 @@ def lengths(name: str, answered: Sequence[Answered]) -> Figure:
     spread = alone(name, "", [one.length for one in answered]).spread
     count = sum(len(one.ids) for one in answered)
     return Figure(name, tokens / forwards, "tokens/forward", spread=spread, n=count)
+
+
+def whole(name: str, peer: str, own: Sequence[Answered], theirs: Sequence[Answered]) -> Figure:
+    """All tokens of a row over all of its seconds, against a peer's; long answers weigh more.
+
+    Without as many answers of the peer there is no ratio.
+    """
+    ours = _rate(own)
+    if len(theirs) < len(own):
+        return Figure(name, ours, "tokens/s", peer, n=len(own))
+    rate = _rate(theirs)
+    return Figure(name, ours, "tokens/s", peer, rate, ours / rate, n=len(own))
+
+
+def _rate(answered: Sequence[Answered]) -> float:
+    return sum(one.tokens for one in answered) / sum(one.seconds for one in answered)
 
 
 def slowest(name: str, own: Sequence[Answered], plain: Sequence[Answered]) -> Figure:

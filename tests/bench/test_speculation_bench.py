@@ -30,6 +30,7 @@ from tests.bench.contest import (
     prompt_ids,
     slowest,
     slowest_of_all,
+    whole,
 )
 from tests.bench.figures import Figure
 from tests.bench.long import LENGTHS, wins_from, write_random
@@ -122,6 +123,15 @@ def test_every_row_gives_its_figures(bench: Bench, capsys: pytest.CaptureFixture
         assert len(gone) == len(long.GPU_LENGTHS)
         assert all("random-weight 8B-shaped" in one.name and one.value is None for one in gone)
         assert "rapid_gpu: not measured: torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_a_whole_row_weighs_answers_by_their_length() -> None:
+    long_one, short_one = ((1,) * 10,), ((1,) * 2,)
+    own = [Answered(long_one, 1.0), Answered(short_one, 1.0)]
+    theirs = [Answered(long_one, 5.0), Answered(short_one, 1.0)]
+    found = whole("row", PLAIN, own, theirs)
+    assert (found.value, found.peer_value, found.ratio, found.n) == (6.0, 2.0, 3.0, 2)
+    assert whole("row", PLAIN, own, theirs[:1]).ratio is None
 
 
 def test_every_drafter_of_the_table_takes_part(
