@@ -14,7 +14,7 @@ from tests.api.conftest import Ragwright
 
 
 def test_lists_the_benchmarks(ragwright: Ragwright) -> None:
-    names = ["api", "auto_rag", "engine", "jobs", "retrieval", "speculation", "workflow"]
+    names = ["api", "atlas", "auto_rag", "engine", "jobs", "retrieval", "speculation", "workflow"]
     assert ragwright("bench") == (0, "".join(f"{name}\n" for name in names), "")
     status, out, _ = ragwright("bench", "--json")
     assert (status, json.loads(out)) == (0, {"benches": names})
