@@ -131,7 +131,7 @@ class Switch:
         if plain is not None:
             self._plain = plain
         self._idle += seconds
-        self._passed += seconds
+        self._passed += seconds + self._plain  # a plain step follows
         self._lost += seconds
 
     def end(self) -> None:

@@ -45,6 +45,7 @@ def asked(model: str, dtype: str, count: int, seed: int, path: Path) -> list[See
     model does not ask enough.
     """
     facts = {"model": model, "dtype": dtype, "seed": seed}
+    facts |= {"temperature": TEMPERATURE, "longest": LONGEST, "fewest": FEWEST}
     draws = _kept(path, facts)
     if len(_different(draws)) < count:
         opening = _opening(model)

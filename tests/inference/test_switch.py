@@ -52,6 +52,16 @@ def test_what_a_drafter_did_for_nothing_counts() -> None:
     assert any(switch.on() for _ in range(400)), "a long answer can afford it"
 
 
+def test_looking_up_in_vain_is_cheap_and_goes_on() -> None:
+    switch = Switch()
+    asked = 0
+    for _ in range(300):
+        if switch.on():
+            switch.missed(0.01, 1.0)
+            asked += 1
+    assert asked >= 298 and not switch.suspended
+
+
 @pytest.mark.parametrize("dear", [1.05, 1.3, 3.0])
 @pytest.mark.parametrize("length", [20, 60, 400])
 def test_the_switch_bounds_what_is_lost(dear: float, length: int) -> None:
