@@ -37,9 +37,9 @@ from inference.training.loop import Plan
 from inference.training.lora import LoraOptions, train_lora
 from inference.training.seeds import Passage, read_passages
 from inference.training.stories import of_base, of_prose, written
-from inference.training.traces import Dialogue, read, tell
+from inference.training.traces import Dialogue, Manner, read, tell
 
-RECIPES = {"auto_rag": tell, "reader": read}
+RECIPES = ("auto_rag", "reader")
 HOPS = (1, 1, 2, 2, 2, 3, 3)
 """How often a trace has so many hops."""
 PROSE = 0.5
@@ -60,10 +60,12 @@ def dialogues(
     prose: Sequence[Passage] = (),
     *,
     more: bool = False,
+    share: float = PROSE,
+    manner: Manner | None = None,
 ) -> list[Dialogue]:
     """`count` dialogues of a recipe; passages of `prose` are shown beside, and answer nothing.
 
-    With `more` they are told of all stories.
+    `share` of them are told of stories, with `more` of all stories. `manner` is that of Auto-RAG's.
     """
     draw = random.Random(f"{recipe} {seed}")
     bases = [build(seed * BASES + number, "train", 120) for number in range(BASES)]
@@ -75,12 +77,13 @@ def dialogues(
     stories = of_prose(written(more), prose)
     found = []
     for _ in range(count):
-        if draw.random() < PROSE:
+        if draw.random() < share:
             story = draw.choice(stories)
         else:
             number, hops = draw.randrange(BASES), draw.choice(HOPS)
             story = of_base(bases[number], draw.choice(asked[number, hops]), draw)
-        found.append(RECIPES[recipe](story, prompts, draw))
+        reads = recipe == "reader"
+        found.append(read(story, prompts, draw) if reads else tell(story, prompts, draw, manner))
     return found
 
 
@@ -187,28 +190,21 @@ def train_adapter(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a recipe, or what is left of it."""
-    parser = argparse.ArgumentParser(prog="python -m inference.training.auto_rag")
-    parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--prompts", type=Path, required=True, help="YAML the method prompts with")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the adapter")
-    parser.add_argument("--documents", type=Path, help="folder of prose to show beside")
-    parser.add_argument("--never", type=Path, action="append", default=[], help="evaluation set")
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--examples", type=int, default=440)
-    parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--batch", type=int, default=4, help="dialogues per step")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--more-stories", action="store_true", help="those of stories/more too")
-    given = parser.parse_args(arguments)
+    given = _given(arguments)
     prompts = YAML(typ="safe", pure=True).load(given.prompts.read_text(encoding="utf-8"))
     asked, supporting = evaluation(given.never)
     prose = prose_of(given.documents, supporting) if given.documents else []
     more = given.more_stories
-    told = dialogues(given.recipe, prompts, given.examples, given.seed, prose, more=more)
+    told = dialogues(
+        given.recipe,
+        prompts,
+        given.examples,
+        given.seed,
+        prose,
+        more=more,
+        share=given.prose,
+        manner=Manner(given.parametric, given.lost),
+    )
     if shared := overlapping((one.question for one in told), asked):
         raise InferenceInputError(
             f"training question {shared[0]!r} shares {OVERLAP} words with an evaluation question; "
@@ -231,6 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "found_together": sum(one.joined for one in told),
         "prose_passages": len(prose),
         "more_stories": more,
+        "prose": given.prose,
+        "parametric": given.parametric,
+        "lost": given.lost,
         "evaluation_questions_kept_out": len(asked),
     }
     train_adapter(
@@ -242,6 +241,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options=LoraOptions(given.rank, 2 * given.rank),
         facts=facts,
     )
+
+
+def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m inference.training.auto_rag")
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--prompts", type=Path, required=True, help="YAML the method prompts with")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the adapter")
+    parser.add_argument("--documents", type=Path, help="folder of prose to show beside")
+    parser.add_argument("--never", type=Path, action="append", default=[], help="evaluation set")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--examples", type=int, default=440)
+    parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--batch", type=int, default=4, help="dialogues per step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--more-stories", action="store_true", help="those of stories/more too")
+    parser.add_argument("--prose", type=_share, default=PROSE, help="share told over prose")
+    parser.add_argument(
+        "--parametric", type=_share, default=Manner().parametric, help="share ending in memory"
+    )
+    parser.add_argument("--lost", choices=["last", "any"], default=Manner().lost)
+    return parser.parse_args(arguments)
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; give a number from 0 to 1")
+    return value
 
 
 if __name__ == "__main__":

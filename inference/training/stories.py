@@ -39,6 +39,8 @@ class Step:
     """Passages that were written to be taken for the one that helps."""
     near: tuple[Passage, ...]
     """Others that do not help."""
+    far: tuple[Passage, ...]
+    """Those of them that are about something else: a retriever that finds nothing has no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def of_base(base: Base, one: Question, draw: random.Random) -> Story:
         texts = relations[fact.relation]
         called = kinds[base.kinds[fact.head]]["called"]
         near = _near(base, fact, gold, draw)
+        far = [name for name in near if fact.head not in f"{name} {base.documents[name]}"]
         page = _page(fact, near, draw) if paged else [fact.document]
         steps.append(
             Step(
@@ -77,6 +80,7 @@ def of_base(base: Base, one: Question, draw: random.Random) -> Story:
                 gold=_passage(base, page, numbered),
                 alike=(),
                 near=tuple(_passage(base, [name], numbered) for name in near if name not in page),
+                far=tuple(_passage(base, [name], numbered) for name in far),
             )
         )
     return Story(one.text, tuple(steps), steps[-1].tail)
@@ -98,6 +102,7 @@ def of_prose(stories: Sequence[Mapping[str, Any]], prose: Sequence[Passage]) -> 
                 step["tail"],
                 gold,
                 alike,
+                (*others, *prose),
                 (*others, *prose),
             )
             for step, gold in zip(story["step"], golds[at], strict=True)

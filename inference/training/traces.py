@@ -30,16 +30,27 @@ TRACES = Path(__file__).with_name("traces.toml")
 
 MISSES = (0, 0, 0, 0, 0, 1, 1, 2)
 """Rounds without a use before a hop's document, drawn per hop: the model must ask again."""
-PARAMETRIC = 0.25
-"""Share of the traces whose last fact comes from memory, behind rounds without a use."""
 LOST = (2, 3, 4)
-"""How many such rounds, drawn per trace: a retriever that finds nothing must be recognised."""
+"""Rounds without a use before a fact comes from memory, drawn per trace: a retriever that finds
+nothing must be recognised."""
 PASSAGES = (1, 2, 2, 3, 3)
 """Passages of a round, drawn once per trace."""
 TOGETHER = 0.25
 """How often the passage of the next step comes along, where there is room for it."""
 
 Ending = Literal["retrieval", "parametric"]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How dialogues end in memory: `parametric` is their share.
+
+    With `lost` 'last' only the last fact comes from there, behind rounds that show look-alikes
+    too; with 'any' all facts from a step on, drawn per trace, behind rounds about something else.
+    """
+
+    parametric: float = 0.25
+    lost: Literal["last", "any"] = "last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +77,22 @@ class Dialogue:
         return len(self.story.steps)
 
 
-def tell(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialogue:
+def tell(
+    story: Story, prompts: Mapping[str, Any], draw: random.Random, manner: Manner | None = None
+) -> Dialogue:
     """A dialogue in the words of `prompts`: the keys system, question and document.
 
     A passage is shown at most once, and no query is asked twice.
     """
     if story.conclusion and draw.random() < 0.5:
         story = replace(story, steps=story.steps[::-1])
-    parametric = draw.random() < PARAMETRIC
-    telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), parametric)
+    manner = manner or Manner()
+    parametric = draw.random() < manner.parametric
+    known = len(story.steps)
+    if parametric:
+        known = draw.randrange(known) if manner.lost == "any" else known - 1
+    far = manner.lost == "any"
+    telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), known, far=far)
     done = 0
     while done < len(story.steps):
         done += telling.find(done)
@@ -84,7 +102,11 @@ def tell(story: Story, prompts: Mapping[str, Any], draw: random.Random) -> Dialo
 
 
 class _Telling:
-    """A dialogue as it grows: what was said so far, and what the next turn begins with."""
+    """A dialogue as it grows: what was said so far, and what the next turn begins with.
+
+    Only the first `known` steps are found by searching, the others are recalled; with `far` the
+    rounds before show only what is about something else.
+    """
 
     def __init__(
         self,
@@ -92,7 +114,9 @@ class _Telling:
         prompts: Mapping[str, Any],
         draw: random.Random,
         width: int,
-        parametric: bool,
+        known: int,
+        *,
+        far: bool,
     ) -> None:
         self.messages = [
             Message("system", prompts["system"]),
@@ -100,7 +124,7 @@ class _Telling:
         ]
         self.misses = self.joined = 0
         self._story, self._prompts, self._draw = story, prompts, draw
-        self._width, self._parametric = width, parametric
+        self._width, self._known, self._far = width, known, far
         self._thought = plan(story, draw)
         self._shown = {step.gold for step in story.steps}
         self._number = 0
@@ -109,12 +133,14 @@ class _Telling:
         """Rounds until the step at `place` is found; how many steps the last of them gave."""
         story, draw = self._story, self._draw
         step = story.steps[place]
-        recalled = self._parametric and place == len(story.steps) - 1
-        wrong = draw.choice(LOST if recalled else MISSES)
+        recalled = place >= self._known
+        # Whoever recalls one step recalls the next ones too, and searches no more.
+        wrong = 0 if place > self._known else draw.choice(LOST if recalled else MISSES)
         queries = _queries(story, place, wrong + 1, draw)
         for query in queries[:-1]:
             self._ask(query)
-            self._show(self._unseen(step, self._width))
+            lost = recalled and self._far
+            self._show(self._elsewhere(step) if lost else self._unseen(step, self._width))
             self.misses += 1
             self._thought += _worded("nothing", draw, need=step.need)
         self._ask(queries[-1])
@@ -140,8 +166,7 @@ class _Telling:
 
     def _along(self, place: int) -> bool:
         """Whether the next step is found with this one; what is recalled is never shown."""
-        last = len(self._story.steps) - 1
-        if place == last or self._width == 1 or (self._parametric and place + 1 == last):
+        if place + 1 >= self._known or self._width == 1:
             return False
         return self._draw.random() < TOGETHER
 
@@ -174,6 +199,13 @@ class _Telling:
 
     def _unseen(self, step: Step, wanted: int) -> list[Passage]:
         return _unseen(step, self._shown, wanted, self._draw)
+
+    def _elsewhere(self, step: Step) -> list[Passage]:
+        """A round of passages about something else."""
+        pool = [one for one in dict.fromkeys(step.far) if one not in self._shown]
+        chosen = self._draw.sample(pool, min(self._width, len(pool)))
+        self._shown.update(chosen)
+        return chosen
 
 
 def _queries(story: Story, place: int, wanted: int, draw: random.Random) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from agents import auto_rag as method
 from agents import reader as reading
@@ -26,6 +27,7 @@ from inference.adapters import shipped as shelf
 from inference.adapters.folder import WEIGHTS
 from inference.engine import NativeConfig
 from inference.errors import AdapterInputError
+from inference.models import resolve
 from inference.native.engine import NativeEngine
 from inference.training.auto_rag import (
     dialogues,
@@ -35,11 +37,11 @@ from inference.training.auto_rag import (
     overlapping,
     prose_of,
 )
-from inference.training.examples import IGNORED
+from inference.training.examples import IGNORED, digest
 from inference.training.hops import build
 from inference.training.seeds import Passage
 from inference.training.stories import written
-from inference.training.traces import Dialogue, titled
+from inference.training.traces import Dialogue, Manner, titled
 from tests.house.source import ROOT
 from tests.inference.tiny import checkpoint, tokenizer
 
@@ -165,6 +167,36 @@ def test_shares_of_rounds_without_use_and_of_parametric_endings() -> None:
     assert all(one.misses >= 2 for one in recalled)
     assert {one.hops for one in told()} == {1, 2, 3}
     assert sum(one.joined for one in told()) > 20
+
+
+def test_who_is_lost_anywhere_has_read_of_something_else() -> None:
+    manner = Manner(parametric=1.0, lost="any")
+    found = dialogues("auto_rag", load_prompts("auto_rag"), 120, 0, prose(), manner=manner)
+    steps = set()
+    for one in found:
+        assert one.ending == "parametric" and one.misses >= 2
+        shown = documents(one)
+        golds = [step.gold.text for step in one.story.steps]
+        recalled = [at for at, text in enumerate(shown) if text.partition(": ")[2] in golds]
+        assert recalled and recalled[-1] == len(shown) - 1
+        known = len(golds) - len(recalled)
+        steps.add((known, len(golds)))
+        subject = re.sub(r" \d+$", "", one.story.steps[known].gold.title)
+        others = {titled(passage) for passage in one.story.steps[known].far}
+        for text in shown[recalled[0] - 2 : recalled[0]]:
+            lines = text.partition(": ")[2].split("\n")
+            assert set(lines) <= others and subject not in text
+    assert {(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)} <= steps
+
+
+def test_the_shipped_adapters_recipe_still_tells_what_they_learned() -> None:
+    """Their cards name the digest of the examples."""
+    words = AutoTokenizer.from_pretrained(resolve("default"), local_files_only=True)
+    for recipe in ("auto_rag", "reader"):
+        folder = shelf.SHIPPED / f"{recipe.replace('_', '-')}-default"
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        found = dialogues(recipe, load_prompts(recipe), card["examples"], 0, prose())
+        assert digest(encode(one.messages, words) for one in found) == card["data"]
 
 
 def test_a_passage_from_memory_looks_like_the_methods_own() -> None:
