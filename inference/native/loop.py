@@ -206,7 +206,7 @@ class Core:
 
     def _draft(self, results: Sequence[Result], seconds: float) -> None:
         """Let those go on drafting who do, once it is known what the step cost and gave."""
-        drafted: list[tuple[Speculation, int]] = []
+        drafted: list[tuple[Speculation, int, int]] = []
         asking: list[tuple[Speculation, Row, int]] = []
         for result in results:
             task = self._tasks.get(result.row)
@@ -214,7 +214,7 @@ class Core:
             if task is None or speculation is None:
                 continue
             if result.view.tree is not None:
-                drafted.append((speculation, speculation.gave))
+                drafted.append((speculation, result.view.rows - 1, speculation.gave))
             if result.logits is not None:
                 assert isinstance(task, Drafts)
                 asking.append((speculation, result.row, task.left))

@@ -244,16 +244,19 @@ class Drafting:
         self._plain: float | None = None  # what the latest step would have taken without drafts
 
     def stepped(
-        self, rows: Sequence[int], drafted: Sequence[tuple[Speculation, int]], seconds: float
+        self, rows: Sequence[int], drafted: Sequence[tuple[Speculation, int, int]], seconds: float
     ) -> None:
-        """A step over `rows` of each sequence took `seconds`; `drafted` gave so many tokens.
+        """A step over `rows` of each sequence took `seconds`.
 
-        Steps that also read prompts tell nothing, and are not given.
+        Each of `drafted` had so many rows of a draft in it, and was given so many tokens. Steps
+        that also read prompts tell nothing, and are not given.
         """
         self._costs.add(sum(rows), seconds)
         self._plain = self._costs.seconds(len(rows))
-        for speculation, tokens in drafted:
-            speculation.switch.drafted(tokens, seconds + self._drafting, self._plain)
+        whole = sum(size for _, size, _ in drafted)
+        for speculation, size, tokens in drafted:
+            weight = len(rows) * size / whole
+            speculation.switch.drafted(tokens, seconds + self._drafting, self._plain, weight)
 
     def propose(
         self, asking: Sequence[tuple[Speculation, Row, int]], running: int
@@ -283,7 +286,8 @@ class Drafting:
                     speculation.seconds += seconds / len(several)
                     speculation.propose(row, proposal, turn)
                     if row.draft is None:  # no step with a draft will tell what this has cost
-                        speculation.switch.missed(seconds, self._plain)
+                        weight = running / len(several)
+                        speculation.switch.missed(seconds, self._plain, weight)
             except Exception as error:
                 broken += [(row, error) for _, row, _ in several]
         return broken

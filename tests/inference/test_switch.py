@@ -95,6 +95,20 @@ def test_the_switch_is_on_where_drafts_pay_again() -> None:
     assert again < 40, "what was won is used up"
 
 
+@pytest.mark.parametrize("extra", [0.05, 0.3, 2.0])
+@pytest.mark.parametrize("width", [1, 4, 16])
+def test_a_batch_does_not_lose_what_each_of_it_may_lose(width: int, extra: float) -> None:
+    """Everyone waits for a draft, whoever it is for."""
+    switches, spent = [Switch() for _ in range(width)], 0.0
+    for _ in range(400):
+        drafting = [one for one in switches if one.on()]
+        seconds = 1.0 + extra * len(drafting)
+        for one in drafting:
+            one.drafted(1, seconds, 1.0, width / len(drafting))
+        spent += seconds
+    assert 400 < spent <= 400 / 0.92 + width * extra
+
+
 def answered(record: Record, length: int, dear: float, tokens: int = 1) -> float:
     """Seconds of an answer whose plain steps take one."""
     switch, spent, given = Switch(record), 0.0, 0
