@@ -14,7 +14,7 @@ class AutoRAG(Agent):
     Source: Tian Yu, Shaolei Zhang, Yang Feng, "Auto-RAG: Autonomous Retrieval-Augmented Generation
     for Large Language Models", arXiv 2411.19443. Passages that were read are never shown again;
     when retrieval is used up, the model recalls from memory, and last it is asked the bare
-    question. Deviations from the paper: `repeat_guard` and `demonstrations`.
+    question. Deviations from the paper: `repeat_guard`, `query_with_question`, `demonstrations`.
 
     Needs documents (`docs` or `retriever`) and an engine that can chat. Outputs: `answer`,
     `citations` (every passage read), `ending` (phase in which it ended), `grounded` (whether a
@@ -39,6 +39,7 @@ class AutoRAG(Agent):
         recall_tokens: int = 200,
         closing_tokens: int = 100,
         repeat_guard: bool = True,
+        query_with_question: bool = True,
         trained: bool = True,
         demonstrations: int = 2,
     ) -> None:
@@ -52,6 +53,7 @@ class AutoRAG(Agent):
         - `recall_tokens`: most tokens of a passage from memory.
         - `closing_tokens`: most tokens of the closing answer.
         - `repeat_guard`: a repeated query forces the phase of memory.
+        - `query_with_question`: search for the question and a refined query together.
         - `trained`: take turns with the shipped adapter where it was trained on the model.
         - `demonstrations`: example dialogues, 0 to 2, shown only where no adapter is used.
         """
