@@ -39,7 +39,7 @@ class AutoRAG(Agent):
         recall_tokens: int = 200,
         closing_tokens: int = 100,
         repeat_guard: bool = True,
-        query_with_question: bool = True,
+        query_with_question: bool = False,
         trained: bool = True,
         demonstrations: int = 2,
     ) -> None:

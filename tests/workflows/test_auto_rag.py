@@ -97,14 +97,14 @@ def test_a_malformed_turn_repeats_the_query_without_counting_a_document(ask: Any
     result, engine = ask("What a nice mill.", SECOND, "Hm.", ANSWER)
     assert result.outputs["malformed_turns"] == 2
     searched = [s["notes"]["query"] for s in result.steps if s["node"] == "retrieve"]
-    assert searched == [QUESTION, *[f"{QUESTION} Petra Lund born"] * 2]
+    assert searched == [QUESTION, "Petra Lund born", "Petra Lund born"]
     numbers = [d.split(":")[0] for d in _documents(engine)]
     assert numbers == ["Retrieved Document 0", "Retrieved Document 1", "Retrieved Document 1"]
     turns = [s["notes"] for s in result.steps if s["node"] == "turn"]
     assert [t["action"] for t in turns] == ["malformed", "retrieve", "malformed", "answer"]
 
 
-def test_what_is_searched_for_holds_the_question_unless_that_is_turned_off(ask: Any) -> None:
+def test_what_is_searched_for_holds_the_question_where_that_is_asked_for(ask: Any) -> None:
     opened = FIRST.replace("founder of the Orrin Mill", QUESTION)
     for beside, searched in (
         (True, [QUESTION, f"{QUESTION} Petra Lund born"]),
