@@ -109,13 +109,16 @@ def _lines(place: Place, asked: Mapping[str, Row]) -> list[dict[str, Any]]:
     """A row for each question and metric."""
     dataset, strategy, (k, m, n) = place
     belongs = parts(asked)
-    return [
-        {"dataset": dataset, "strategy": strategy, "metric": metric, "part": belongs[question]}
-        | {"k": k, "m": m, "n": n, "score": getattr(row, score)}
-        | {"length": (row.usage or {})["prompt_tokens"]}
-        for question, row in asked.items()
-        for metric, score in METRICS.items()
-    ]
+    found = []
+    for question, row in asked.items():
+        assert row.usage is not None, "only a run that could not begin has none, and is left out"
+        found += [
+            {"dataset": dataset, "strategy": strategy, "metric": metric, "part": belongs[question]}
+            | {"k": k, "m": m, "n": n, "score": getattr(row, score)}
+            | {"length": row.usage["prompt_tokens"]}
+            for metric, score in METRICS.items()
+        ]
+    return found
 
 
 def _told(place: Place) -> str:

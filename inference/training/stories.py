@@ -93,6 +93,7 @@ def of_prose(stories: Sequence[Mapping[str, Any]], prose: Sequence[Passage]) -> 
     for at, story in enumerate(stories):
         others = [one for place, row in enumerate(golds) if place != at for one in row]
         alike = tuple(_written(one) for one in story.get("near", ()))
+        beside = (*others, *prose)
         steps = tuple(
             Step(
                 step["need"],
@@ -102,8 +103,8 @@ def of_prose(stories: Sequence[Mapping[str, Any]], prose: Sequence[Passage]) -> 
                 step["tail"],
                 gold,
                 alike,
-                (*others, *prose),
-                (*others, *prose),
+                near=beside,
+                far=beside,
             )
             for step, gold in zip(story["step"], golds[at], strict=True)
         )
