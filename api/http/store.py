@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from api.jobs.errors import QueueUnavailable
-from api.jobs.link import check
+from api.jobs.link import check, heeding
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 5.0
@@ -25,7 +25,7 @@ def connect(url: str) -> Redis:
     for an answer over HTTP is better served by 503 than by patience here.
     """
     check(url)
-    return Redis.from_url(
+    client: Redis = Redis.from_url(
         url,
         socket_connect_timeout=CONNECT_SECONDS,
         socket_timeout=REPLY_SECONDS,
@@ -33,6 +33,8 @@ def connect(url: str) -> Redis:
         retry_on_error=[RedisConnectionError],
         decode_responses=True,
     )
+    heeding(client)
+    return client
 
 
 @asynccontextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 from redis import Redis
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
@@ -35,6 +37,38 @@ TIMEOUT = 5.0
 """Seconds after which a server that says nothing counts as gone."""
 
 
+class _Heeding(Connection):
+    """A connection in whose writes no cancellation is lost.
+
+    redis-py writes under `asyncio.wait_for`, and that of Python 3.11 forgets a cancellation that
+    comes just as the write ends (bpo-37658, mended in 3.12): the task would go on for good. That
+    it was asked still counts in `Task.cancelling`.
+    """
+
+    async def send_packed_command(
+        self, command: bytes | str | Iterable[bytes], check_health: bool = True
+    ) -> None:
+        task = asyncio.current_task()
+        asked = task.cancelling() if task else 0
+        await super().send_packed_command(command, check_health)
+        if task and task.cancelling() > asked:
+            await self.disconnect(nowait=True)  # its answer will never be read
+            raise asyncio.CancelledError
+
+
+class _HeedingTLS(_Heeding, SSLConnection):
+    """The same over TLS."""
+
+
+def heeding(client: TextRedis) -> TextRedis:
+    """A client whose connections lose no cancellation; call it before the first command."""
+    pool = client.connection_pool
+    pool.connection_class = {Connection: _Heeding, SSLConnection: _HeedingTLS}[
+        pool.connection_class
+    ]
+    return client
+
+
 def commands(url: str) -> TextRedis:
     """A client for commands, on few connections; raises WorkflowInputError for a bad URL."""
     check(url)
@@ -47,19 +81,20 @@ def commands(url: str) -> TextRedis:
         socket_connect_timeout=TIMEOUT,
         retry=AsyncRetry(_backoff(), TRIES),
     )
-    return AsyncRedis.from_pool(pool)
+    return heeding(AsyncRedis.from_pool(pool))
 
 
 def reads(url: str) -> TextRedis:
     """A client for reads that block up to a second, each on a connection of its own."""
     check(url)
-    return AsyncRedis.from_url(
+    client = AsyncRedis.from_url(
         url,
         decode_responses=True,
         socket_timeout=TIMEOUT,
         socket_connect_timeout=TIMEOUT,
         retry=AsyncRetry(_backoff(), TRIES),
     )
+    return heeding(client)
 
 
 def messages(url: str) -> Redis:

@@ -9,16 +9,18 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from api.http.store import connect
 from api.jobs import link
 from api.jobs.embedded import EmbeddedServer, running_url
 from api.jobs.errors import QueueUnavailable
 from api.jobs.job import JobState
+from api.jobs.link import TextRedis
 from api.jobs.redis_queue import RedisQueue
 from api.jobs.transport import Sender
 from api.settings import Settings
@@ -141,6 +143,31 @@ def test_a_restart_is_waited_out_and_loses_nothing(tmp_path: Path) -> None:
 
     with EmbeddedServer(tmp_path) as server:
         asyncio.run(work(server))
+
+
+@pytest.mark.parametrize("reach", [link.commands, link.reads, connect])
+def test_a_cancellation_is_never_lost_whichever_moment_it_comes(
+    valkey: EmbeddedServer, reach: Callable[[str], TextRedis]
+) -> None:
+    async def asking(client: TextRedis) -> None:
+        while True:
+            await client.ping()
+
+    async def work() -> None:
+        client = reach(valkey.url)
+        await client.ping()
+        for moment in range(40):
+            task = asyncio.create_task(asking(client))
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=2)
+            task.cancel()  # lest a failure goes on for good
+            assert done, f"a task cancelled after {moment} turns of the loop went on"
+            assert task.cancelled()
+        await client.aclose()
+
+    asyncio.run(work())
 
 
 def test_when_one_message_fails_the_others_are_still_waited_for(settings: Settings) -> None:
