@@ -74,6 +74,7 @@ class Lean:
                 self.layers.append(Layer(self, found, at, pack=pack))
         with Checkpoint(folder, name) as found:
             self._rows = found.table(EMBEDDING)
+            self._written = self._rows if self._tied else found.table(self._outputs)
             self._table: torch.Tensor | None = None
             if device.type != "cpu":
                 self._table = self.tensor(found, EMBEDDING)
@@ -97,6 +98,12 @@ class Lean:
         if self._table is None:
             return self._rows(ids).to(self.dtype)
         return embedding(ids, self._table)
+
+    def outputs(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows [rows, hidden] of the output matrix for token ids [rows]; few, they are not kept."""
+        if self._head.packed:
+            return self._written(ids).to(self.dtype)
+        return self._head.weight[ids]
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMS norm over the last dimension; the mean of squares is taken in float32."""

@@ -21,6 +21,9 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 NODES = 4
 """Tokens of a draft: on two cores a pass over five rows takes hardly longer than one over one."""
 
+COPIED = 8
+"""The same where followers count: most drafts are shorter, and what is repeated fills them."""
+
 
 class Medusa(Drafter):
     """Guesses with small heads on the state that the last token was drawn from, as a sparse tree.
@@ -34,20 +37,31 @@ class Medusa(Drafter):
     are a chain, each reading the guess before its own, as Hydra's do (arXiv 2402.05109), whose
     drafts are the likeliest nodes of each step rather than a fixed tree (EAGLE-2, arXiv
     2406.16858); it goes deeper only where a guess with a share of FOLLOWS behind the best of the
-    last depth would be among them, so that a likelier one is missed. Not verified: the paper's
-    own figures, which are of models of 7B and more.
+    last depth would be among them, so that a likelier one is missed. With `context` such a chain
+    also guesses what followed the same one, two or three tokens before in the text so far and in
+    texts given along, and takes it for likelier the more tokens agree; the paper's heads see the
+    state alone, and so do these with `context: false`. Not verified: the paper's own figures, which
+    are of models of 7B and more.
     """
 
     source: ClassVar[str] = "Medusa, arXiv 2401.10774, sections 2.1 to 2.3"
 
     heads: str = Field("medusa-default", min_length=1, description="shipped heads or a folder")
     nodes: int | None = Field(
-        None, ge=1, le=MOST, description="most tokens of a draft: 4, or all of `choices`"
+        None,
+        ge=1,
+        le=MOST,
+        description="most tokens of a draft: 8, 4 without `context`, or all of `choices`",
     )
     choices: str | None = Field(
         None,
         description="fixed tree of ranks such as '0 1 0.0 0.0.0'; left out, a chain of heads "
         "drafts the likeliest guesses, and heads that guess side by side fill their own",
+    )
+    context: bool | None = Field(
+        None,
+        description="guess too what followed the same tokens before in this text, yes where heads "
+        "are a chain, which it needs; false leaves guessing to the heads alone",
     )
     accept: Literal["exact", "typical"] = Field("exact", description="rule when sampling")
     epsilon: float | None = Field(
@@ -113,10 +127,18 @@ class Medusa(Drafter):
                 f"the heads of {str(folder)!r} guess {heads.depth} tokens; leave it out",
                 "choices",
             )
-        nodes = self.nodes or (NODES if choices is None else len(choices))
+        context = heads.drawn is not None and self.context is not False
+        nodes = self.nodes or (len(choices) if choices else COPIED if context else NODES)
         if heads.drawn is None:
+            if self.context:
+                raise DrafterInputError(
+                    f"heads {str(folder)!r} guess side by side, so that no guess knows what it "
+                    "follows; leave context out, or train a chain",
+                    "context",
+                )
             return Parallel(heads, model.lean, (choices or heads.choices)[:nodes])
-        return Chain(heads, model.lean, nodes, choices and choices[:nodes])
+        fixed = choices and choices[:nodes]
+        return Chain(heads, model.lean, nodes, fixed, context=context)
 
     def _folder(self) -> Path:
         if self.heads in _shipped():

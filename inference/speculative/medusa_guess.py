@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from inference.native.linear import Linear
 from inference.native.sequence import Draft
 from inference.speculative.base import Proposal, Proposer, Start, Turn
 from inference.speculative.choices import RANKS, Choice
+from inference.speculative.followers import ORDER, Followers
 from inference.speculative.medusa_heads import unit
 
 if TYPE_CHECKING:
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 
 WIDTH = 4
 """Guesses of a depth that are continued, the likeliest."""
+
+SHARPNESS = 0.75
+"""What logits are multiplied by where followers count: heads are too sure of their guesses."""
+
+AGREES = 2.2
+"""What each token of agreement adds to the logit of a follower, in nats."""
+
+DEEPEST = 8
+"""Tokens guessed ahead where followers count: what is repeated goes on for longer."""
+
+WORTH = 0.08
+"""Least share of a guess that is drafted where followers count: less is not worth its row."""
 
 FOLLOWS = 0.6
 """Share of its parent that a guess is taken to have at most, where going deeper costs a product."""
@@ -90,26 +103,48 @@ class Parallel(Guessing):
 class Chain(Guessing):
     """Each head continues the guesses of the one before it; the last is used again and again.
 
-    `choices` fix the tree; without them it is that of the `nodes` likeliest guesses.
+    `choices` fix the tree; without them it is that of the `nodes` likeliest guesses. With `context`
+    what followed the same tokens before, in the text so far, is a guess too, and a likelier one.
     """
 
     def __init__(
-        self, heads: MedusaHeads, model: Lean, nodes: int, choices: Sequence[Choice] | None
+        self,
+        heads: MedusaHeads,
+        model: Lean,
+        nodes: int,
+        choices: Sequence[Choice] | None,
+        *,
+        context: bool,
     ) -> None:
         super().__init__(heads, model)
         heads = heads.to(model.dtype, model.device)
         assert heads.drawn is not None, "a chain reads tokens"
         self._model = model
+        self._context = context
+        self._columns = _columns(self._tokens, model)
         self._ranks = min(RANKS, self._readout.shape[0])
-        self._depth = heads.depth if choices is None else max(map(len, choices))
-        self._shape: Shape = Likeliest(nodes) if choices is None else Fixed(choices, self._ranks)
+        self._depth = max(heads.depth, DEEPEST if context else 0)
+        if choices is not None:
+            self._depth = max(map(len, choices))
+        worth = WORTH if context else 0.0
+        self._shape: Shape = (
+            Likeliest(nodes, worth) if choices is None else Fixed(choices, self._ranks)
+        )
         self._steps = [
             Linear(torch.cat([block, drawn], dim=1), bias)
             for block, drawn, bias in zip(heads.blocks, heads.drawn, heads.biases, strict=True)
         ]
 
+    def begin(self, start: Start) -> Any:
+        """What followed what in the text of this request, where that counts."""
+        return Followers(start.references) if self._context else None
+
     def guess(self, hidden: torch.Tensor, turns: Sequence[Turn]) -> list[Proposal | None]:
         """As `Guessing.guess` says."""
+        for turn in turns:
+            if turn.state is not None:
+                turn.state.read(turn.ids)
+        paths = [[tuple(turn.ids[-ORDER:])] for turn in turns]
         state = hidden[:, None]
         token = torch.tensor([[turn.ids[-1]] for turn in turns], device=hidden.device)
         above = torch.zeros(len(turns), 1, device=hidden.device)
@@ -118,9 +153,9 @@ class Chain(Guessing):
         depth = min(self._depth, max(turn.depth for turn in turns))
         for at in range(depth):
             state = self._step(at, state, token)
-            places, shares = self._best(state)
+            ids, shares = self._best(state, turns, paths)
             value = (above[..., None] + shares).flatten(1)
-            levels.append(Level(self._ids(places).flatten(1), value))
+            levels.append(Level(ids.flatten(1), value))
             if at + 1 == depth or self._shape.done(levels):
                 break
             chosen = self._shape.continued(at, value)
@@ -128,6 +163,13 @@ class Chain(Guessing):
             behind = (chosen // self._ranks)[..., None]
             state = state.gather(1, behind.expand(-1, -1, state.shape[-1]))
             opened.append(chosen.tolist())
+            paths = [
+                [
+                    (*old[place // self._ranks], last)[-ORDER:]
+                    for place, last in zip(*new, strict=True)
+                ]
+                for old, *new in zip(paths, opened[-1], token.tolist(), strict=True)
+            ]
         ids, values = ([level[part].tolist() for level in levels] for part in (0, 1))
         found: list[Proposal | None] = []
         for at, turn in enumerate(turns):
@@ -142,11 +184,55 @@ class Chain(Guessing):
         read = unit(self._model.embed(token.flatten())).unflatten(0, token.shape)
         return state + silu(step(torch.cat([state, read], dim=-1)))
 
-    def _best(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Columns of the readout and log shares [turns, paths, ranks], the likeliest first."""
-        logits = self._readout(state.flatten(0, 1)).float().unflatten(0, state.shape[:2])
-        best = logits.topk(self._ranks)
-        return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
+    def _best(
+        self, state: torch.Tensor, turns: Sequence[Turn], paths: Sequence[Sequence[tuple[int, ...]]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and log shares [turns, paths, ranks], the likeliest first."""
+        flat = state.flatten(0, 1)
+        logits = self._readout(flat).float()
+        followed = [
+            turn.state.behind(path)
+            for turn, own in zip(turns, paths, strict=True)
+            if turn.state is not None
+            for path in own
+        ]
+        if self._context:
+            logits *= SHARPNESS
+        if not any(followed):
+            best = logits.topk(self._ranks)
+            ids = self._ids(best.indices)
+        else:
+            columns = logits.shape[1]
+            logits, others = self._with_followers(logits, flat, followed)
+            best = logits.topk(self._ranks)
+            ids = torch.where(
+                best.indices < columns,
+                self._ids(best.indices.clamp(max=columns - 1)),
+                others.gather(1, (best.indices - columns).clamp(min=0)),
+            )
+        shares = best.values - logits.logsumexp(-1, keepdim=True)
+        shape = state.shape[:2]
+        return ids.unflatten(0, shape), shares.unflatten(0, shape)
+
+    def _with_followers(
+        self, logits: torch.Tensor, flat: torch.Tensor, followed: Sequence[Mapping[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits with columns of their own for followers, and the ids of these columns."""
+        listed = [
+            (row, slot, token, length)
+            for row, behind in enumerate(followed)
+            for slot, (token, length) in enumerate(behind.items())
+        ]
+        row, slot, token, length = torch.tensor(listed, device=flat.device).T
+        rise = (flat[row].float() * self._model.outputs(token).float()).sum(-1)
+        width = int(slot.max()) + 1
+        own = logits.new_full((len(flat), width), -math.inf)
+        own[row, slot] = SHARPNESS * rise + AGREES * length
+        ids = torch.zeros((len(flat), width), dtype=torch.long, device=flat.device)
+        ids[row, slot] = token
+        column = self._columns[token]
+        logits[row[column >= 0], column[column >= 0]] = -math.inf
+        return torch.cat([logits, own], dim=1), ids
 
     def _draft(
         self, ids: Sequence[Sequence[int]], opened: Sequence[Sequence[int]], nodes: Sequence[Node]
@@ -159,6 +245,15 @@ class Chain(Guessing):
         )
         drafted = tuple(ids[depth][place] for depth, place in nodes)
         return Proposal(Draft(drafted, parents)) if nodes else None
+
+
+def _columns(tokens: torch.Tensor | None, model: Lean) -> torch.Tensor:
+    """The column of the readout of each token id, -1 where there is none."""
+    if tokens is None:
+        return torch.arange(model.vocabulary, device=model.device)
+    found = torch.full((model.vocabulary,), -1, device=model.device)
+    found[tokens.to(model.device)] = torch.arange(len(tokens), device=model.device)
+    return found
 
 
 Node = tuple[int, int]
@@ -189,10 +284,14 @@ class Shape(Protocol):
 
 
 class Likeliest:
-    """The likeliest nodes of a step, among those behind the WIDTH likeliest of each depth."""
+    """The likeliest nodes of a step, among those behind the WIDTH likeliest of each depth.
 
-    def __init__(self, count: int) -> None:
+    At most `count`, and none with a share of less than `worth`.
+    """
+
+    def __init__(self, count: int, worth: float = 0.0) -> None:
         self._count = count
+        self._least = math.log(worth) if worth else -math.inf
 
     def continued(self, at: int, value: torch.Tensor) -> torch.Tensor:
         """The likeliest."""
@@ -201,9 +300,9 @@ class Likeliest:
     def done(self, levels: Sequence[Level]) -> bool:
         """Whether enough nodes are likelier than any child of the last depth is taken to be."""
         value = torch.cat([level.value for level in levels], dim=1)
-        if value.shape[1] < self._count:
-            return False
-        least = value.topk(self._count).values[:, -1]
+        least = value.new_full((len(value),), self._least)
+        if value.shape[1] >= self._count:
+            least = value.topk(self._count).values[:, -1].clamp(min=self._least)
         return bool((levels[-1].value.amax(1) + math.log(FOLLOWS) < least).all())
 
     def nodes(self, values: Sequence[Sequence[float]]) -> list[Node]:
@@ -212,6 +311,7 @@ class Likeliest:
             (-value, depth, place)
             for depth, row in enumerate(values)
             for place, value in enumerate(row)
+            if value >= self._least
         )
         return [(depth, place) for _, depth, place in ordered[: self._count]]
 

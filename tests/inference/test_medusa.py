@@ -139,12 +139,15 @@ def test_a_head_reads_its_own_block_and_the_models_matrix(tiny: Tiny, tmp_path: 
         assert token == max(some.tolist(), key=lambda t: float(matrix[t] @ state))
 
 
-def chained(engine: NativeEngine, folder: Path, again: int = 2, scale: float = 0.1) -> Path:
+def chained(
+    engine: NativeEngine, folder: Path, again: int = 2, scale: float = 0.1, **changed: Any
+) -> Path:
     """Random heads of a chain, two of them, for the model of an engine."""
     draw = torch.Generator().manual_seed(8)
     blocks, drawn = torch.randn(2, 2, 64, 64, generator=draw) * scale
     biases = torch.randn(2, 64, generator=draw) * scale
-    return heads_of(engine, folder, blocks=blocks, biases=biases, drawn=drawn, again=again)
+    facts = {"blocks": blocks, "biases": biases, "drawn": drawn, "again": again, **changed}
+    return heads_of(engine, folder, **facts)
 
 
 @given(st.integers(1, 8), st.integers(1, 4))

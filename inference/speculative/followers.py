@@ -1,0 +1,50 @@
+"""What followed the same tokens before, in the text of one request and in those given with it.
+
+That a text repeats itself is the oldest help to guessing on: Kuhn and De Mori, "A cache-based
+natural language model for speech recognition", 1990; here runs of tokens are kept, not words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ORDER = 3
+"""Longest run of tokens that is looked up."""
+
+LATEST = 16
+"""Followers of a run that are remembered, those seen last."""
+
+
+class Followers:
+    """Tokens that stood behind each run of one to ORDER tokens, of texts and of one that grows."""
+
+    def __init__(self, texts: Sequence[Sequence[int]] = ()) -> None:
+        self._behind: dict[tuple[int, ...], dict[int, None]] = {}
+        self._read = 0
+        for text in texts:
+            self._take(text, 0)
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Take in what `ids`, all tokens so far, holds behind what was read before."""
+        self._take(ids, self._read)
+        self._read = len(ids)
+
+    def _take(self, ids: Sequence[int], start: int) -> None:
+        for at in range(start, len(ids)):
+            token = ids[at]
+            for length in range(1, min(ORDER, at) + 1):
+                seen = self._behind.setdefault(tuple(ids[at - length : at]), {})
+                seen.pop(token, None)
+                seen[token] = None
+                if len(seen) > LATEST:
+                    del seen[next(iter(seen))]
+
+    def behind(self, path: Sequence[int]) -> dict[int, int]:
+        """Tokens that stood behind the end of `path`, and behind how many tokens of it."""
+        found: dict[int, int] = {}
+        for length in range(1, min(ORDER, len(path)) + 1):
+            seen = self._behind.get(tuple(path[-length:]))
+            if seen is None:
+                break
+            found |= dict.fromkeys(seen, length)
+        return found
