@@ -9,9 +9,9 @@ Deviations from the released code, each visible in the result:
   repeats itself until the rounds are used up.
 - A marker with nothing behind it counts as malformed: there is nothing to search or to answer.
 - When no unseen passage is left, the parametric phase begins.
-- With input `query_with_question` a query that is not the question is searched for together with
-  it, as Iter-RetGen does (Shao et al., arXiv 2305.15294): what a small model leaves out is in the
-  question. Off by default: where queries are good, the question leads astray.
+- Of a round's passages the last is searched for with question and refined query together, as
+  Iter-RetGen does (Shao et al., arXiv 2305.15294): what a small model's query leaves out is in the
+  question. Input `passages_with_question` says how many; 0 is the paper's way.
 - The passages of a round are joined by line breaks, not blanks: a small model tells them apart.
 - `demonstrations` may show the format to a model that was not trained for it; the paper's trained
   model uses none, and so does the default model with the shipped adapter.

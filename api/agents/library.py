@@ -14,7 +14,8 @@ class AutoRAG(Agent):
     Source: Tian Yu, Shaolei Zhang, Yang Feng, "Auto-RAG: Autonomous Retrieval-Augmented Generation
     for Large Language Models", arXiv 2411.19443. Passages that were read are never shown again;
     when retrieval is used up, the model recalls from memory, and last it is asked the bare
-    question. Deviations from the paper: `repeat_guard`, `query_with_question`, `demonstrations`.
+    question. Deviations from the paper: `repeat_guard`, `passages_with_question`,
+    `demonstrations`.
 
     Needs documents (`docs` or `retriever`) and an engine that can chat. Outputs: `answer`,
     `citations` (every passage read), `ending` (phase in which it ended), `grounded` (whether a
@@ -34,12 +35,12 @@ class AutoRAG(Agent):
         max_rounds: int = 5,
         max_parametric_rounds: int = 5,
         passages_per_round: int = 3,
+        passages_with_question: int = 1,
         turn_tokens: int = 200,
         parametric_turn_tokens: int = 150,
         recall_tokens: int = 200,
         closing_tokens: int = 100,
         repeat_guard: bool = True,
-        query_with_question: bool = False,
         trained: bool = True,
         demonstrations: int = 2,
     ) -> None:
@@ -49,11 +50,12 @@ class AutoRAG(Agent):
         - `max_rounds`: retrieval rounds, 1 to 50 (T of the paper).
         - `max_parametric_rounds`: rounds of recall from memory, 0 to 50 (T_PK of the paper).
         - `passages_per_round`: unseen passages read per round, 1 to 50 (m of the paper).
+        - `passages_with_question`: of those, how many are searched for with question and refined
+          query together, 0 to 50 (0 in the paper); one at least is the refined query's own.
         - `turn_tokens`, `parametric_turn_tokens`: most tokens of a turn in the two phases.
         - `recall_tokens`: most tokens of a passage from memory.
         - `closing_tokens`: most tokens of the closing answer.
         - `repeat_guard`: a repeated query forces the phase of memory.
-        - `query_with_question`: search for the question and a refined query together.
         - `trained`: take turns with the shipped adapter where it was trained on the model.
         - `demonstrations`: example dialogues, 0 to 2, shown only where no adapter is used.
         """

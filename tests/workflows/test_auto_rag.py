@@ -104,15 +104,51 @@ def test_a_malformed_turn_repeats_the_query_without_counting_a_document(ask: Any
     assert [t["action"] for t in turns] == ["malformed", "retrieve", "malformed", "answer"]
 
 
-def test_what_is_searched_for_holds_the_question_where_that_is_asked_for(ask: Any) -> None:
+@pytest.mark.parametrize(
+    ("passages", "beside", "found"),
+    [(3, 1, [3, 2, 1]), (3, 0, [3, 3]), (3, 9, [3, 1, 2]), (1, 1, [1, 1])],
+)
+def test_the_last_passages_of_a_round_are_searched_for_with_the_question(
+    ask: Any, passages: int, beside: int, found: list[int]
+) -> None:
     opened = FIRST.replace("founder of the Orrin Mill", QUESTION)
-    for beside, searched in (
-        (True, [QUESTION, f"{QUESTION} Petra Lund born"]),
-        (False, [QUESTION, "Petra Lund born"]),
-    ):
-        result, _ = ask(opened, SECOND, ANSWER, query_with_question=beside)
-        assert [s["notes"]["query"] for s in result.steps if s["node"] == "retrieve"] == searched
-        assert result.outputs["queries"] == [QUESTION, "Petra Lund born"]
+    result, engine = ask(
+        opened, SECOND, ANSWER, passages_per_round=passages, passages_with_question=beside
+    )
+    searches = [s["notes"] for s in result.steps if s["node"].startswith("retrieve")]
+    wanted = [QUESTION, "Petra Lund born", f"{QUESTION} Petra Lund born"]
+    assert [s["query"] for s in searches] == wanted[: len(found)]
+    assert [len(s["documents"]) for s in searches] == found
+    shown = [c["id"] for c in result.outputs["citations"]]
+    assert len(shown) == len(set(shown)) == sum(found)
+    assert [c["round"] for c in result.outputs["citations"]] == [1] * passages + [2] * passages
+    assert len(_documents(engine)) == 2
+    assert result.outputs["queries"] == [QUESTION, "Petra Lund born"]
+
+
+TWO_SEARCHES = """
+name: two_searches
+inputs: {k: {type: integer}}
+resources: {retriever: {use: hybrid}}
+nodes:
+  first: {use: retrieve, with: {query: mill, k: 2}}
+  second: {use: retrieve, with: {query: plough, k: "${inputs.k}", after: "${state.hits}"}}
+edges:
+  - {from: start, to: first}
+  - {from: first, to: second}
+  - {from: second, to: end}
+outputs: {ids: "${pluck(state.hits, 'document_id')}"}
+"""
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+def test_a_search_goes_on_behind_what_another_found(run: Run, index: Path, k: int) -> None:
+    result = run(TWO_SEARCHES, {"k": k}, index=index)
+    found = result.outputs["ids"]
+    assert found[:2] == ["mill.md", "barn.md"][: min(k, 2)]
+    assert len(found) == len(set(found)) == min(k, len(DOCUMENTS))
+    assert found[2:3] == ["plough.md"][: max(0, k - 2)]
+    assert result.usage["retrievals"] == 1 + (k > 2)
 
 
 def test_after_the_last_round_the_model_recalls_and_may_answer(ask: Any) -> None:

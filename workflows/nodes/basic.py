@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from inference import Capability, Message
+from retrieval import Hit
 from workflows.nodes.base import Node, NodeContext, State
 
 
@@ -28,21 +29,30 @@ class Set(Node):
 
 
 class Retrieve(Node):
-    """Searches the documents for one query; `exclude` holds passage ids never to be returned."""
+    """Searches the documents for one query; `exclude` holds passage ids never to be returned.
+
+    `after` are hits of an earlier search: they come first, count towards `k`, and are not found
+    again.
+    """
 
     query: str
     k: int | None = Field(default=None, ge=1)
     exclude: list[str] = []
+    after: list[dict[str, Any]] = []
     where: dict[str, Any] | None = None
 
     writes: ClassVar[dict[str, str]] = {"hits": "ranked passages as citations, best first"}
     retrieves: ClassVar[bool] = True
 
     async def run(self, state: State, context: NodeContext) -> dict[str, Any]:
-        """At most `k` hits for the query."""
-        [hits] = await context.search([self.query], self.k, exclude=self.exclude, where=self.where)
+        """At most `k` hits, those of `after` and then those for the query."""
+        wanted = None if self.k is None else self.k - len(self.after)
+        exclude = [*self.exclude, *(hit["id"] for hit in self.after)]
+        hits: list[Hit] = []
+        if wanted is None or wanted > 0:
+            [hits] = await context.search([self.query], wanted, exclude=exclude, where=self.where)
         context.note(query=self.query, documents=[hit.passage.document_id for hit in hits])
-        return {"hits": [hit.citation() for hit in hits]}
+        return {"hits": [*self.after[: self.k], *(hit.citation() for hit in hits)]}
 
 
 class Generate(Node):
