@@ -50,8 +50,8 @@ class AutoRAG(Agent):
         - `max_rounds`: retrieval rounds, 1 to 50 (T of the paper).
         - `max_parametric_rounds`: rounds of recall from memory, 0 to 50 (T_PK of the paper).
         - `passages_per_round`: unseen passages read per round, 1 to 50 (m of the paper).
-        - `passages_with_question`: of those, how many are searched for with question and refined
-          query together, 0 to 50 (0 in the paper); one at least is the refined query's own.
+        - `passages_with_question`: how many of those are searched for with question and refined
+          query together, 0 to 50 (0 in the paper).
         - `turn_tokens`, `parametric_turn_tokens`: most tokens of a turn in the two phases.
         - `recall_tokens`: most tokens of a passage from memory.
         - `closing_tokens`: most tokens of the closing answer.

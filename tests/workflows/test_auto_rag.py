@@ -38,7 +38,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(run: Run, index: Path) -> Any:
     def _ask(*turns: str, **inputs: Any) -> tuple[RunResult, ReplayEngine]:
         engine = ReplayEngine(turns)
-        given = {"question": QUESTION, "passages_per_round": 1, "demonstrations": 0, **inputs}
+        given = {"question": QUESTION, "passages_per_round": 1, "demonstrations": 0}
+        given |= {"passages_with_question": 0, **inputs}
         return run("auto_rag", given, engine=engine, index=index), engine
 
     return _ask
@@ -106,7 +107,7 @@ def test_a_malformed_turn_repeats_the_query_without_counting_a_document(ask: Any
 
 @pytest.mark.parametrize(
     ("passages", "beside", "found"),
-    [(3, 1, [3, 2, 1]), (3, 0, [3, 3]), (3, 9, [3, 1, 2]), (1, 1, [1, 1])],
+    [(3, 1, [3, 2, 1]), (3, 2, [3, 1, 2]), (3, 0, [3, 3]), (3, 3, [3, 3]), (1, 1, [1, 1])],
 )
 def test_the_last_passages_of_a_round_are_searched_for_with_the_question(
     ask: Any, passages: int, beside: int, found: list[int]
@@ -116,8 +117,9 @@ def test_the_last_passages_of_a_round_are_searched_for_with_the_question(
         opened, SECOND, ANSWER, passages_per_round=passages, passages_with_question=beside
     )
     searches = [s["notes"] for s in result.steps if s["node"].startswith("retrieve")]
-    wanted = [QUESTION, "Petra Lund born", f"{QUESTION} Petra Lund born"]
-    assert [s["query"] for s in searches] == wanted[: len(found)]
+    own, both = "Petra Lund born", f"{QUESTION} Petra Lund born"
+    later = [both] if beside == passages else [own, both]
+    assert [s["query"] for s in searches] == [QUESTION, *later][: len(found)]
     assert [len(s["documents"]) for s in searches] == found
     shown = [c["id"] for c in result.outputs["citations"]]
     assert len(shown) == len(set(shown)) == sum(found)
