@@ -66,11 +66,17 @@ AUTO = {
     "passages_per_round": 1,
     "max_parametric_rounds": 1,
 }
+ASKS = "auto_rag_asks.yaml"
+"""Auto-RAG with turns that can only be queries, which the tiny model never writes by itself."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "closed_book": ("closed_book", {"max_tokens": 12}),
     "naive_rag": ("naive_rag", {"max_tokens": 12, "k": 2}),
     "auto_rag": ("auto_rag", {**AUTO, "max_rounds": 1}),
     "auto_rag.all_read": ("auto_rag", {**AUTO, "passages_per_round": 3, "max_rounds": 2}),
+    "auto_rag.asks": (
+        ASKS,
+        {**AUTO, "turn_tokens": 14, "passages_per_round": 2, "max_rounds": 1},
+    ),
     "reader": ("reader", {"max_tokens": 12, "passages": [{"title": "A", "text": "B."}]}),
     "rapid": ("rapid", {"max_tokens": 12, "draft_tokens": 40, "threshold": 0.0}),
     "drag": ("drag", {"max_tokens": 12, "k": 2, "demonstrations": 0}),
@@ -95,7 +101,16 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in DOCUMENTS.items():
         (folder / "docs" / f"{name}.md").write_text(text, encoding="utf-8")
     (folder / "woven.yaml").write_text(WOVEN, encoding="utf-8")
+    (folder / ASKS).write_text(asking(), encoding="utf-8")
     return folder
+
+
+def asking() -> str:
+    """The shipped workflow, whose turns in the retrieval phase are held to a grammar."""
+    text = (ROOT / "workflows" / "library" / "auto_rag.yaml").read_text(encoding="utf-8")
+    turn = "  turn: {use: auto_rag.turn, "
+    assert text.count(turn) == 1
+    return text.replace(turn, turn + "grammar: {regex: 'Query: [a-z]+'}, ")
 
 
 def calibrate(home: Path, model: Path) -> None:
