@@ -137,7 +137,12 @@ class Chain(Guessing):
 
     def begin(self, start: Start) -> Any:
         """What followed what in the text of this request, where that counts."""
-        return Followers(start.references) if self._context else None
+        if not self._context:
+            return None
+        followers = Followers(start.references)
+        if start.own:  # read here, and not while others wait for a step
+            followers.read(start.prompt)
+        return followers
 
     def guess(self, hidden: torch.Tensor, turns: Sequence[Turn]) -> list[Proposal | None]:
         """As `Guessing.guess` says."""
