@@ -6,6 +6,7 @@ natural language model for speech recognition", 1990; here runs of tokens are ke
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 ORDER = 3
@@ -14,12 +15,15 @@ ORDER = 3
 LATEST = 16
 """Followers of a run that are remembered, those seen last."""
 
+MOST = 1 << 16
+"""Runs that are remembered, those seen last: some 22,000 tokens of a text that never repeats."""
+
 
 class Followers:
     """Tokens that stood behind each run of one to ORDER tokens, of texts and of one that grows."""
 
     def __init__(self, texts: Sequence[Sequence[int]] = ()) -> None:
-        self._behind: dict[tuple[int, ...], dict[int, None]] = {}
+        self._behind: OrderedDict[tuple[int, ...], dict[int, None]] = OrderedDict()
         self._read = 0
         for text in texts:
             self._take(text, 0)
@@ -32,12 +36,17 @@ class Followers:
     def _take(self, ids: Sequence[int], start: int) -> None:
         for at in range(start, len(ids)):
             token = ids[at]
-            for length in range(1, min(ORDER, at) + 1):
-                seen = self._behind.setdefault(tuple(ids[at - length : at]), {})
+            # The shortest comes last, so that it is never forgotten before a longer one.
+            for length in range(min(ORDER, at), 0, -1):
+                run = tuple(ids[at - length : at])
+                seen = self._behind.setdefault(run, {})
+                self._behind.move_to_end(run)
                 seen.pop(token, None)
                 seen[token] = None
                 if len(seen) > LATEST:
                     del seen[next(iter(seen))]
+            while len(self._behind) > MOST:
+                self._behind.popitem(last=False)
 
     def behind(self, path: Sequence[int]) -> dict[int, int]:
         """Tokens that stood behind the end of `path`, and behind how many tokens of it."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from inference import SamplingParams
 from inference.errors import DrafterInputError
+from inference.speculative import followers as module
 from inference.speculative import medusa_guess
 from inference.speculative.base import Start
 from inference.speculative.choices import read_choices, spell_choices
@@ -131,6 +132,23 @@ def test_followers_that_were_seen_long_ago_are_forgotten() -> None:
     followers = Followers()
     followers.read([token for other in range(50) for token in (1, 100 + other)])
     assert list(followers.behind([1])) == list(range(150 - LATEST, 150))
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 12))
+def test_runs_that_were_seen_long_ago_are_forgotten(text: list[int], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MOST", most)
+        followers = Followers()
+        followers.read(text)
+    latest: dict[tuple[int, ...], int] = {}
+    for at in range(1, len(text)):
+        for length in range(min(ORDER, at), 0, -1):
+            run = tuple(text[at - length : at])
+            latest.pop(run, None)
+            latest[run] = length
+    kept = list(latest)[-most:]
+    for run, length in latest.items():
+        assert (length in followers.behind(run).values()) == (run in kept)
 
 
 def test_guesses_of_a_small_share_are_not_drafted(tiny: Tiny, tmp_path: Path) -> None:
