@@ -1,10 +1,12 @@
 # Every target sets up what it needs, so each of them works on a bare clone.
-# Overridable: PYTHON (interpreter, 3.11 or later), EXTRAS (cpu or gpu), CONSTRAINTS (pinned
-# versions). vLLM asks for older versions of some libraries, so the gpu extra has its own pins.
+# Overridable: PYTHON (interpreter, 3.11 or later), EXTRAS (cpu or gpu), WORKERS (processes of the
+# tests), CONSTRAINTS (pinned versions). vLLM asks for older versions of some libraries, so the gpu
+# extra has its own pins.
 # Paths are relative, so the clone may lie in a folder with spaces in its name.
 
 PYTHON ?= python3
 EXTRAS ?= cpu
+WORKERS ?= 2
 CONSTRAINTS ?= $(if $(findstring gpu,$(EXTRAS)),constraints-gpu.txt,constraints.txt)
 
 VENV := .venv
@@ -27,7 +29,7 @@ help:
 	@echo 'make models    only fetch the embedded models'
 	@echo 'make vllm-env  create $(VLLM) for the engine vllm (CPU; about 3.4 GB)'
 	@echo 'make llamacpp-env  create $(LLAMACPP), a peer of the benchmark (compiled, some minutes)'
-	@echo 'Variables: PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) CONSTRAINTS=$(CONSTRAINTS)'
+	@echo 'Variables: PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) WORKERS=$(WORKERS) CONSTRAINTS=$(CONSTRAINTS)'
 
 tools:
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -78,8 +80,9 @@ demo: models
 	@question=$$($(BIN)/python -c 'import json; rows = map(json.loads, open("data/questions.jsonl", encoding="utf-8")); print(next(row["question"] for row in rows if row.get("demo")))') && \
 	set -x && $(BIN)/ragwright run auto_rag --docs data/corpus --question "$$question"
 
+# A file's tests stay together, for they share what is dear to open.
 test: models
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 soak: models
 	$(BIN)/python -m pytest -m soak --timeout 0

@@ -58,6 +58,11 @@ def _block(event: str, arguments: tuple[Any, ...]) -> None:
 
 sys.addaudithook(_block)
 
+# Workers of pytest-xdist, and what they start, leave each other a core; OpenMP reads this when
+# torch is first imported. Another number may be set from outside.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Where pytest was started with SIGINT ignored, as a background job of a shell is, all that tests
 # start would inherit that, and those that press Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
