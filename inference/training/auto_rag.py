@@ -81,7 +81,8 @@ def dialogues(
             story = draw.choice(stories)
         else:
             number, hops = draw.randrange(BASES), draw.choice(HOPS)
-            story = of_base(bases[number], draw.choice(asked[number, hops]), draw)
+            hard = manner is not None and manner.hard
+            story = of_base(bases[number], draw.choice(asked[number, hops]), draw, hard=hard)
         reads = recipe == "reader"
         found.append(read(story, prompts, draw) if reads else tell(story, prompts, draw, manner))
     return found
@@ -169,10 +170,11 @@ def train_adapter(
     *,
     options: LoraOptions,
     facts: Mapping[str, Any],
+    start: Path | None = None,
 ) -> Card:
     """Train on dialogues and leave a bfloat16 adapter in `out`; its card names the base's digest.
 
-    `facts` go into the card's options.
+    `facts` go into the card's options; `start` is an adapter to go on from.
     """
     examples = [encode(one.messages, model.tokenizer) for one in told]
     base = fingerprint(resolve(model.name), model.name, model.network.config, torch.float32)
@@ -184,6 +186,7 @@ def train_adapter(
         recipe=recipe,
         options=options,
         facts={**facts, "base_digest": base},
+        start=start,
         stored=torch.bfloat16,
     )
 
@@ -203,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prose,
         more=more,
         share=given.prose,
-        manner=Manner(given.parametric, given.lost),
+        manner=Manner(given.parametric, given.lost, given.hard_negatives),
     )
     if shared := overlapping((one.question for one in told), asked):
         raise InferenceInputError(
@@ -230,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "prose": given.prose,
         "parametric": given.parametric,
         "lost": given.lost,
+        "hard": given.hard_negatives,
         "evaluation_questions_kept_out": len(asked),
     }
     train_adapter(
@@ -240,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.out,
         options=LoraOptions(given.rank, 2 * given.rank),
         facts=facts,
+        start=given.start,
     )
 
 
@@ -265,6 +270,12 @@ def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--parametric", type=_share, default=Manner().parametric, help="share ending in memory"
     )
     parser.add_argument("--lost", choices=["last", "any"], default=Manner().lost)
+    parser.add_argument(
+        "--hard-negatives",
+        action="store_true",
+        help="look-alikes over the base: what a search finds",
+    )
+    parser.add_argument("--start", type=Path, help="adapter to go on from")
     return parser.parse_args(arguments)
 
 

@@ -68,9 +68,10 @@ class Batch:
     """[examples, longest]"""
 
 
-def batched(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pad `examples` to the longest; what is added carries no loss and is not attended to."""
+def batched(examples: Sequence[Example], device: torch.device, multiple: int = 1) -> Batch:
+    """Pad `examples` to the longest, made a `multiple`; what is added carries no loss."""
     longest = max(len(one.ids) for one in examples)
+    longest += -longest % multiple
 
     def rows(values: Iterable[Sequence[int]], pad: int) -> torch.Tensor:
         return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in values]).to(device)

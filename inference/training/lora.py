@@ -24,6 +24,9 @@ from inference.training.card import Card
 from inference.training.examples import IGNORED, Example, batched, digest
 from inference.training.loop import Plan, plan_of, train
 
+LENGTHS = 64
+"""Examples are padded to a multiple of so many tokens."""
+
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -75,16 +78,24 @@ def with_lora(network: Any, options: LoraOptions, seed: int = 0) -> Any:
 
 def adapter_of(model: Any, name: str, shape: Shape, options: LoraOptions) -> Adapter:
     """What the peft `model` has learned so far, copied, in the type of `shape`."""
-    weights = dict(model.named_parameters())
-    pairs: dict[Site, tuple[torch.Tensor, torch.Tensor]] = {}
-    for layer in range(shape.layers):
-        for module in options.targets:
-            a, b = (
-                weights[f"base_model.model.{shape.path(layer, module)}.lora_{f}.default.weight"]
-                for f in "AB"
-            )
-            pairs[layer, module] = (a.detach(), b.detach())
+    pairs = {at: (a.detach(), b.detach()) for at, (a, b) in _factors(model, shape, options).items()}
     return Adapter.from_tensors(name, pairs, options.alpha / options.rank, shape)
+
+
+def _factors(
+    model: Any, shape: Shape, options: LoraOptions
+) -> dict[Site, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
+    """The peft `model`'s own A and B by layer and module."""
+    weights = dict(model.named_parameters())
+    return {
+        (layer, module): (
+            weights[f"{path}.lora_A.default.weight"],
+            weights[f"{path}.lora_B.default.weight"],
+        )
+        for layer in range(shape.layers)
+        for module in options.targets
+        for path in [f"base_model.model.{shape.path(layer, module)}"]
+    }
 
 
 def causal_loss(model: Any) -> Callable[[Sequence[Example]], tuple[torch.Tensor, int]]:
@@ -96,16 +107,17 @@ def causal_loss(model: Any) -> Callable[[Sequence[Example]], tuple[torch.Tensor,
     config = model.config.get_text_config()
 
     def loss(examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
+        context = config.max_position_embeddings
         for one in examples:
-            one.check(config.vocab_size, config.max_position_embeddings)
-        batch = batched(examples, model.device)
+            one.check(config.vocab_size, context)
+        # oneDNN prepares, and keeps, a product for every shape it meets, so let these be few.
+        room = context - max(len(one.ids) for one in examples)
+        batch = batched(examples, model.device, LENGTHS if room >= LENGTHS else 1)
         labels = batch.labels[:, 1:]
         # Of a dialogue mostly a third is learned, and the vocabulary is a fifth of the work.
         kept = (labels != IGNORED).any(0).nonzero().flatten()
-        with mixed(model):
-            logits = model(
-                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, logits_to_keep=kept
-            ).logits
+        with mixed(model):  # without a mask: padding stands behind whatever could attend to it
+            logits = model(input_ids=batch.ids, use_cache=False, logits_to_keep=kept).logits
         labels = labels[:, kept].flatten()
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = cross_entropy(wide.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
@@ -139,28 +151,35 @@ def train_lora(
     options: LoraOptions | None = None,
     facts: Mapping[str, Any] | None = None,
     stored: torch.dtype | None = None,
+    start: Path | None = None,
 ) -> Card:
     """Train an adapter and leave it in `out` as a PEFT folder with a card.
 
-    It is stored as it was trained, in float32 or wider, or as `stored`. `facts` go into the card's
-    options. Killed and called again with the same arguments, it goes on at its last checkpoint,
-    which lies in `out` until the adapter does.
+    It begins with what the adapter in `start` does, where given, whose rank and targets must be
+    these. It is stored as it was trained, in float32 or wider, or as `stored`. `facts` go into
+    the card's options, as does the digest of what it began with. Killed and called again with the
+    same arguments, it goes on at its last checkpoint, which lies in `out` until the adapter does.
     """
     options = options or LoraOptions()
     model = with_lora(base.network, options, plan.seed)
     model.train()
+    shape = Shape.of(base.network)
+    wide = replace(shape, dtype=torch.promote_types(shape.dtype, torch.float32))
+    facts = dict(facts or {})
+    if start is not None:
+        _begin_with(model, start, wide, options)
+        facts["start"] = sha256(start / WEIGHTS)
     data = digest(examples)
     scratch = out / ".checkpoints"
     progress = train(model, examples, causal_loss(model), plan, data=data, folder=scratch)
-    shape = Shape.of(base.network)
-    kept = replace(shape, dtype=stored or torch.promote_types(shape.dtype, torch.float32))
+    kept = replace(wide, dtype=stored or wide.dtype)
     adapter_of(model, out.name, kept, options).save_peft(out)
     card = Card(
         recipe=recipe,
         base=base.name,
         base_files=base.files,
         dtype=str(shape.dtype).removeprefix("torch."),
-        options={**asdict(options), "targets": list(options.targets), **(facts or {})},
+        options={**asdict(options), "targets": list(options.targets), **facts},
         plan=plan_of(plan),
         examples=len(examples),
         data=data,
@@ -171,6 +190,21 @@ def train_lora(
     card.write(out)
     shutil.rmtree(scratch)
     return card
+
+
+def _begin_with(model: Any, folder: Path, shape: Shape, options: LoraOptions) -> None:
+    """Let the peft `model` do what the adapter in a PEFT folder does."""
+    given = Adapter.from_peft(folder, shape)
+    own = _factors(model, shape, options)
+    if {at: pair.rank for at, pair in given.pairs.items()} != dict.fromkeys(own, options.rank):
+        raise AdapterInputError(
+            f"the adapter in {str(folder)!r} is not of rank {options.rank} on {options.targets} in "
+            "every layer; train with the rank and the targets it has"
+        )
+    with torch.no_grad():
+        for at, (a, b) in own.items():
+            a.copy_(given.pairs[at].a)
+            b.copy_(given.pairs[at].b * (options.rank / options.alpha))
 
 
 def _cuda(device: torch.device) -> list[torch.device]:

@@ -6,12 +6,16 @@ A knowledge base (`hops.py`) gives as many as are asked for, in few wordings; th
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from inference.training.seeds import Passage
 
 STORIES = Path(__file__).with_name("stories")
 
+HARD = 6
+"""Hard negatives of each kind."""
 PAGE = 0.25
 """Share of the traces whose passages are pages that state several facts of an entity."""
 
@@ -57,19 +63,25 @@ class Story:
     conclusion: str | None = None
 
 
-def of_base(base: Base, one: Question, draw: random.Random) -> Story:
-    """A story over the documents of a knowledge base."""
+def of_base(base: Base, one: Question, draw: random.Random, *, hard: bool = False) -> Story:
+    """A story over the documents of a knowledge base.
+
+    With `hard` negatives those look alike that a retriever shows where it does not find the one.
+    """
     relations, kinds = words()["relations"], words()["kinds"]
     paged = draw.random() < PAGE
     numbered = draw.random() < 0.7
     gold = {fact.document for fact in one.facts}
-    steps = []
+    steps: list[Step] = []
     for fact in one.facts:
         texts = relations[fact.relation]
         called = kinds[base.kinds[fact.head]]["called"]
         near = _near(base, fact, gold, draw)
         far = [name for name in near if fact.head not in f"{name} {base.documents[name]}"]
         page = _page(fact, near, draw) if paged else [fact.document]
+        asked = " ".join((*(() if steps else (one.text,)), texts["ask"][0].format(x=fact.head)))
+        negatives = _hard(base, fact, asked, gold) if hard else []
+        alike = tuple(_passage(base, [name], numbered) for name in negatives)
         steps.append(
             Step(
                 need=texts["need"].format(x=fact.head),
@@ -78,9 +90,9 @@ def of_base(base: Base, one: Question, draw: random.Random) -> Story:
                 found=tuple(f.format(x=fact.head, y=fact.tail) for f in texts["found"]),
                 tail=fact.tail,
                 gold=_passage(base, page, numbered),
-                alike=(),
+                alike=alike,
                 near=tuple(_passage(base, [name], numbered) for name in near if name not in page),
-                far=tuple(_passage(base, [name], numbered) for name in far),
+                far=(*alike, *(_passage(base, [name], numbered) for name in far)),
             )
         )
     return Story(one.text, tuple(steps), steps[-1].tail)
@@ -138,6 +150,34 @@ def _near(base: Base, fact: Fact, gold: set[str], draw: random.Random) -> list[s
     rest = [name for name in draw.sample(sorted(base.documents), 16) if name not in gold]
     chosen = [*about, *draw.sample(kin, min(6, len(kin))), *rest[:9]]
     return list(dict.fromkeys(chosen))
+
+
+def _hard(base: Base, fact: Fact, asked: str, gold: set[str]) -> list[str]:
+    """Documents that are not about a fact's subject, though a search for it might find them.
+
+    HARD of the same relation whose subjects' names are most alike, as a dense retriever has them
+    near, and HARD that share most with what is `asked`, words weighted by how few documents have
+    them.
+    """
+    free = {
+        name: frozenset(re.findall(r"\w+", f"{name} {text}".casefold()))
+        for name, text in sorted(base.documents.items())
+        if name not in gold and fact.head not in f"{name} {text}"
+    }
+    having = Counter(word for those in free.values() for word in those)
+    sought = sorted(set(re.findall(r"\w+", asked.casefold())) & having.keys())
+
+    def shared(name: str) -> float:
+        return sum(math.log(len(free) / having[word]) for word in sought if word in free[name])
+
+    kin = {other.document: other.head for other in base.facts if other.relation == fact.relation}
+
+    def alike(name: str) -> float:
+        return SequenceMatcher(None, kin[name], fact.head, autojunk=False).ratio()
+
+    related = sorted(free.keys() & kin.keys())
+    found = [*nlargest(HARD, related, alike), *nlargest(HARD, free, shared)]
+    return list(dict.fromkeys(found))
 
 
 @cache

@@ -35,6 +35,8 @@ LOST = (2, 3, 4)
 nothing must be recognised."""
 PASSAGES = (1, 2, 2, 3, 3)
 """Passages of a round, drawn once per trace."""
+HARD = 0.75
+"""How often a passage about something else is a hard negative, where there is any."""
 TOGETHER = 0.25
 """How often the passage of the next step comes along, where there is room for it."""
 
@@ -47,10 +49,12 @@ class Manner:
 
     With `lost` 'last' only the last fact comes from there, behind rounds that show look-alikes
     too; with 'any' all facts from a step on, drawn per trace, behind rounds about something else.
+    With `hard` negatives what does not help over a knowledge base is mostly what a search finds.
     """
 
     parametric: float = 0.25
     lost: Literal["last", "any"] = "last"
+    hard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,11 @@ class _Telling:
     def _elsewhere(self, step: Step) -> list[Passage]:
         """A round of passages about something else."""
         pool = [one for one in dict.fromkeys(step.far) if one not in self._shown]
-        chosen = self._draw.sample(pool, min(self._width, len(pool)))
+        hard = [one for one in pool if one in step.alike]
+        rest = [one for one in pool if one not in step.alike]
+        many = sum(self._draw.random() < HARD for _ in range(self._width)) if hard else 0
+        chosen = self._draw.sample(hard, min(many, len(hard)))
+        chosen += self._draw.sample(rest, min(self._width - len(chosen), len(rest)))
         self._shown.update(chosen)
         return chosen
 

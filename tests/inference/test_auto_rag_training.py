@@ -30,6 +30,7 @@ from inference.errors import AdapterInputError
 from inference.models import resolve
 from inference.native.engine import NativeEngine
 from inference.training.auto_rag import (
+    PROSE,
     dialogues,
     encode,
     evaluation,
@@ -48,6 +49,7 @@ from tests.inference.tiny import checkpoint, tokenizer
 SAMPLE = ROOT / "data" / "questions.jsonl"
 HOTPOT = ROOT.parent / "shared" / "data" / "hotpotqa" / "questions.jsonl"
 PROMPTS = ROOT / "agents" / "prompts"
+MANNER = {"parametric", "lost", "hard"}
 
 
 @cache
@@ -169,8 +171,9 @@ def test_shares_of_rounds_without_use_and_of_parametric_endings() -> None:
     assert sum(one.joined for one in told()) > 20
 
 
-def test_who_is_lost_anywhere_has_read_of_something_else() -> None:
-    manner = Manner(parametric=1.0, lost="any")
+@pytest.mark.parametrize("hard", [False, True])
+def test_who_is_lost_anywhere_has_read_of_something_else(hard: bool) -> None:
+    manner = Manner(parametric=1.0, lost="any", hard=hard)
     found = dialogues("auto_rag", load_prompts("auto_rag"), 120, 0, prose(), manner=manner)
     steps = set()
     for one in found:
@@ -189,13 +192,37 @@ def test_who_is_lost_anywhere_has_read_of_something_else() -> None:
     assert {(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)} <= steps
 
 
+def test_most_of_what_is_shown_in_vain_are_hard_negatives() -> None:
+    manner = Manner(parametric=1.0, lost="any", hard=True)
+    told = dialogues("auto_rag", load_prompts("auto_rag"), 60, 0, prose(), share=0, manner=manner)
+    hard = {titled(passage) for one in told for step in one.story.steps for passage in step.alike}
+    shown = [
+        line
+        for one in told
+        for text in documents(one)[: one.misses]
+        for line in text.partition(": ")[2].split("\n")
+    ]
+    assert 0.6 < sum(line in hard for line in shown) / len(shown) < 1
+
+
 def test_the_shipped_adapters_recipe_still_tells_what_they_learned() -> None:
     """Their cards name the digest of the examples."""
     words = AutoTokenizer.from_pretrained(resolve("default"), local_files_only=True)
     for recipe in ("auto_rag", "reader"):
         folder = shelf.SHIPPED / f"{recipe.replace('_', '-')}-default"
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        found = dialogues(recipe, load_prompts(recipe), card["examples"], 0, prose())
+        found = dialogues(
+            recipe,
+            load_prompts(recipe),
+            card["examples"],
+            card["plan"]["seed"],
+            prose(),
+            more=card["options"].get("more_stories", False),
+            share=card["options"].get("prose", PROSE),
+            manner=Manner(
+                **{name: card["options"][name] for name in MANNER & card["options"].keys()}
+            ),
+        )
         assert digest(encode(one.messages, words) for one in found) == card["data"]
 
 

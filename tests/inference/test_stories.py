@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from typing import Any
 
+import bm25s
 import pytest
 
 from agents.auto_rag import supports
-from inference.training.stories import of_prose, written
+from inference.training.hops import build
+from inference.training.stories import HARD, of_base, of_prose, written
 
 STORIES = written(more=True)
 IDS = [story["question"][:40] for story in STORIES]
@@ -73,3 +76,30 @@ def test_a_step_knows_its_storys_passages_from_the_others() -> None:
             assert [one.title for one in step.alike] == [p["title"] for p in row.get("near", ())]
             own = {one.gold for one in story.steps}
             assert not own & {*step.alike, *step.near}
+
+
+def test_hard_negatives_are_what_searches_find_but_what_helps() -> None:
+    """Against BM25 of another library: of what it finds first most is among them."""
+    base = build(0, "train", 120)
+    names = list(base.documents)
+    text = [f"{name} {base.documents[name]}" for name in names]
+    engine = bm25s.BM25()
+    engine.index(bm25s.tokenize(text, show_progress=False), show_progress=False)
+    draw, found, wanted = random.Random(0), 0, 0
+    for question in base.questions[:40]:
+        gold = {fact.document for fact in question.facts}
+        story = of_base(base, question, draw, hard=True)
+        for step, fact in zip(story.steps, question.facts, strict=True):
+            negatives = {one.text for one in step.alike}
+            assert len(negatives) >= HARD and set(step.alike) <= set(step.far)
+            assert not any(fact.head in f"{one.title} {one.text}" for one in step.alike)
+            assert not negatives & {base.documents[name] for name in gold}
+        query = bm25s.tokenize([question.text], show_progress=False)
+        places = engine.retrieve(query, k=20, show_progress=False).documents[0]
+        best = [n for n in (names[p] for p in places) if n not in gold]
+        best = [n for n in best if question.facts[0].head not in f"{n} {base.documents[n]}"][:3]
+        negatives = {one.text for one in story.steps[0].alike}
+        wanted += len(best)
+        found += sum(base.documents[name] in negatives for name in best)
+        assert all(step.alike == () for step in of_base(base, question, draw).steps)
+    assert found / wanted > 0.6
