@@ -207,6 +207,7 @@ class Core:
     def _draft(self, results: Sequence[Result], seconds: float) -> None:
         """Let those go on drafting who do, once it is known what the step cost and gave."""
         drafted: list[tuple[Speculation, int, int]] = []
+        waited: list[Speculation] = []
         asking: list[tuple[Speculation, Row, int]] = []
         for result in results:
             task = self._tasks.get(result.row)
@@ -215,12 +216,14 @@ class Core:
                 continue
             if result.view.tree is not None:
                 drafted.append((speculation, result.view.rows - 1, speculation.gave))
+            else:
+                waited.append(speculation)
             if result.logits is not None:
                 assert isinstance(task, Drafts)
                 asking.append((speculation, result.row, task.left))
         rows = [result.view.rows for result in results]
         if all(result.view.rows == 1 or result.view.tree is not None for result in results):
-            self.drafting.stepped(rows, drafted, seconds)
+            self.drafting.stepped(rows, drafted, waited, seconds)
         for row, error in self.drafting.propose(asking, len(self.scheduler.running)):
             self._leave(self._tasks[row], error)
 

@@ -118,12 +118,13 @@ class Speculation:
         self._leave = leave
         self._ended = False
 
-    def turn(self, row: Row, room: int, depth: int) -> Turn | None:
+    def turn(self, row: Row, room: int, depth: int, *, welcome: bool) -> Turn | None:
         """What the proposer is told before it drafts for a row; None where it is not to draft.
 
-        At most `room` tokens, none deeper than `depth`.
+        At most `room` tokens, none deeper than `depth`. Unless a draft is `welcome` to the others,
+        who may pause does.
         """
-        if depth < 1 or (self._may_pause and not self.switch.on()):
+        if depth < 1 or (self._may_pause and not self.switch.on(welcome)):
             return None
         if room < 1:
             self._bounded(room)
@@ -244,12 +245,16 @@ class Drafting:
         self._plain: float | None = None  # what the latest step would have taken without drafts
 
     def stepped(
-        self, rows: Sequence[int], drafted: Sequence[tuple[Speculation, int, int]], seconds: float
+        self,
+        rows: Sequence[int],
+        drafted: Sequence[tuple[Speculation, int, int]],
+        waited: Sequence[Speculation],
+        seconds: float,
     ) -> None:
         """A step over `rows` of each sequence took `seconds`.
 
-        Each of `drafted` had so many rows of a draft in it, and was given so many tokens. Steps
-        that also read prompts tell nothing, and are not given.
+        Each of `drafted` had so many rows of a draft in it, and was given so many tokens; those
+        that `waited` had none. Steps that also read prompts tell nothing, and are not given.
         """
         self._costs.add(sum(rows), seconds)
         self._plain = self._costs.seconds(len(rows))
@@ -257,6 +262,9 @@ class Drafting:
         for speculation, size, tokens in drafted:
             weight = len(rows) * size / whole
             speculation.switch.drafted(tokens, seconds + self._drafting, self._plain, weight)
+        longer = seconds - self._plain if drafted and self._plain else 0.0
+        for speculation in waited:
+            speculation.switch.waited(longer + self._drafting)
 
     def propose(
         self, asking: Sequence[tuple[Speculation, Row, int]], running: int
@@ -272,8 +280,9 @@ class Drafting:
             return broken
         room = min(MOST, max(0, self._budget - running) // len(asking))
         turns: dict[int, list[tuple[Speculation, Row, Turn]]] = {}
+        welcome = all(speculation.switch.patient for speculation, _, _ in asking)
         for speculation, row, left in asking:
-            turn = speculation.turn(row, room, left - 1)
+            turn = speculation.turn(row, room, left - 1, welcome=welcome)
             if turn is not None:
                 turns.setdefault(id(speculation.proposer), []).append((speculation, row, turn))
         for several in turns.values():

@@ -8,6 +8,8 @@ MEMORY = 0.97
 """Weight that a step keeps with every step after it."""
 SHARE = 0.05
 """Share of the time of an answer that drafting may have lost."""
+PATIENCE = 0.08
+"""Share of the time of an answer that it may be behind plain decoding before nobody drafts."""
 CREDIT = 4
 """Plain steps' time that may be won in advance."""
 UNSURE = 1.1
@@ -85,26 +87,33 @@ class Switch:
     drafted for takes hardly longer; what was won before counts for a few steps only. In a batch
     everyone waits for a draft, so that its time counts for all of them. Where the
     drafter has lost time in the requests before (`record`), what a draft lost there must fit into
-    that share too: a short answer is over before one could be afforded.
+    that share too: a short answer is over before one could be afforded. An answer that is behind
+    plain decoding all the same, since others draft and gain, is not `patient` any more, and a
+    step in which one is not is plain for all.
     """
 
     def __init__(self, record: Record | None = None) -> None:
         self._record = record or Record()
-        self._lost = self._passed = self._idle = 0.0
+        self._lost = self._passed = self._idle = self._behind = 0.0
         self._plain = self._record.plain
         self._on = True
         self._first = True
         self._drafted = False
         self.suspended = 0
 
-    def on(self) -> bool:
-        """Whether to draft for the next step; asked once a step."""
+    @property
+    def patient(self) -> bool:
+        """Whether this answer can bear that others draft: their drafts gain it nothing."""
+        return self._behind <= PATIENCE * self._passed
+
+    def on(self, welcome: bool = True) -> bool:
+        """Whether to draft for the next step, if that is `welcome`; asked once a step."""
         if self._first:  # a plain step tells what plain steps cost
             self._first = False
             self._passed += self._plain
             return False
         price = self._record.price(first=not self._drafted)
-        on = self._lost + price <= SHARE * self._passed
+        on = welcome and self._lost + price <= SHARE * self._passed
         if self._on and not on:
             self.suspended += 1
         self._on = on
@@ -129,6 +138,11 @@ class Switch:
         self._plain = plain
         self._passed += seconds
         self._lost = max(self._lost + lost, -CREDIT * plain)
+        self._behind += seconds - tokens * plain
+
+    def waited(self, seconds: float) -> None:
+        """A step without a draft of this request took so much longer, for those of others."""
+        self._behind += seconds
 
     def missed(self, seconds: float, plain: float | None, weight: float = 1.0) -> None:
         """The drafter took `seconds` and proposed nothing: a prompt is read, a text looked up."""

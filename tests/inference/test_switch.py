@@ -109,6 +109,31 @@ def test_a_batch_does_not_lose_what_each_of_it_may_lose(width: int, extra: float
     assert 400 < spent <= 400 / 0.92 + width * extra
 
 
+@pytest.mark.parametrize("extra", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("gains", [(1, 1, 4, 6), (1, 6, 6, 6, 6, 6, 6, 6), (2, 1), (1,)])
+def test_nobody_waits_for_the_drafts_of_others_beyond_a_share(
+    gains: tuple[int, ...], extra: float
+) -> None:
+    """Drafts of some give many tokens a step, drafts of others nothing."""
+    switches = [Switch() for _ in gains]
+    spent, given, drafts = 0.0, [0] * len(gains), 0
+    for _ in range(400):
+        welcome = all(one.patient for one in switches)
+        drafting = [one.on(welcome) for one in switches]
+        many = sum(drafting)
+        seconds = 1.0 + extra * many
+        for at, (one, drafts_now) in enumerate(zip(switches, drafting, strict=True)):
+            if drafts_now:
+                one.drafted(gains[at], seconds, 1.0, len(gains) / many)
+            else:
+                one.waited(seconds - 1.0)
+            given[at] += gains[at] if drafts_now else 1
+        spent += seconds
+        drafts += many
+        assert all(spent <= tokens / 0.9 + extra * len(gains) for tokens in given)
+    assert drafts > 10, "but they draft"
+
+
 def answered(record: Record, length: int, dear: float, tokens: int = 1) -> float:
     """Seconds of an answer whose plain steps take one."""
     switch, spent, given = Switch(record), 0.0, 0
