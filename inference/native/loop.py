@@ -206,7 +206,7 @@ class Core:
 
     def _draft(self, results: Sequence[Result], seconds: float) -> None:
         """Let those go on drafting who do, once it is known what the step cost and gave."""
-        drafted: list[tuple[Speculation, int, int]] = []
+        drafted: list[tuple[Speculation, int]] = []
         waited: list[Speculation] = []
         asking: list[tuple[Speculation, Row, int]] = []
         for result in results:
@@ -215,7 +215,7 @@ class Core:
             if task is None or speculation is None:
                 continue
             if result.view.tree is not None:
-                drafted.append((speculation, result.view.rows - 1, speculation.gave))
+                drafted.append((speculation, speculation.gave))
             else:
                 waited.append(speculation)
             if result.logits is not None:

@@ -247,21 +247,19 @@ class Drafting:
     def stepped(
         self,
         rows: Sequence[int],
-        drafted: Sequence[tuple[Speculation, int, int]],
+        drafted: Sequence[tuple[Speculation, int]],
         waited: Sequence[Speculation],
         seconds: float,
     ) -> None:
         """A step over `rows` of each sequence took `seconds`.
 
-        Each of `drafted` had so many rows of a draft in it, and was given so many tokens; those
-        that `waited` had none. Steps that also read prompts tell nothing, and are not given.
+        Each of `drafted` had a draft in it and was given so many tokens; those that `waited` had
+        none. Steps that also read prompts tell nothing, and are not given.
         """
         self._costs.add(sum(rows), seconds)
         self._plain = self._costs.seconds(len(rows))
-        whole = sum(size for _, size, _ in drafted)
-        for speculation, size, tokens in drafted:
-            weight = len(rows) * size / whole
-            speculation.switch.drafted(tokens, seconds + self._drafting, self._plain, weight)
+        for speculation, tokens in drafted:
+            speculation.switch.drafted(tokens, seconds + self._drafting, self._plain)
         longer = seconds - self._plain if drafted and self._plain else 0.0
         for speculation in waited:
             speculation.switch.waited(longer + self._drafting)
@@ -295,8 +293,7 @@ class Drafting:
                     speculation.seconds += seconds / len(several)
                     speculation.propose(row, proposal, turn)
                     if row.draft is None:  # no step with a draft will tell what this has cost
-                        weight = running / len(several)
-                        speculation.switch.missed(seconds, self._plain, weight)
+                        speculation.switch.missed(seconds, self._plain)
             except Exception as error:
                 broken += [(row, error) for _, row, _ in several]
         return broken

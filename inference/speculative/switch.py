@@ -84,12 +84,11 @@ class Switch:
     Time lost is measured, not predicted: what steps with a draft took, drafting included, less
     what the same tokens would have taken in steps in which nobody drafts. It may never be more
     than a small share of the time of the answer so far, so that an answer that nothing can be
-    drafted for takes hardly longer; what was won before counts for a few steps only. In a batch
-    everyone waits for a draft, so that its time counts for all of them. Where the
+    drafted for takes hardly longer; what was won before counts for a few steps only. Where the
     drafter has lost time in the requests before (`record`), what a draft lost there must fit into
-    that share too: a short answer is over before one could be afforded. An answer that is behind
-    plain decoding all the same, since others draft and gain, is not `patient` any more, and a
-    step in which one is not is plain for all.
+    that share too: a short answer is over before one could be afforded. In a batch everyone waits
+    for a draft: an answer that is behind plain decoding all the same, since others draft and gain,
+    is not `patient` any more, and a step in which one is not is plain for all.
     """
 
     def __init__(self, record: Record | None = None) -> None:
@@ -121,36 +120,33 @@ class Switch:
             self._passed += self._plain
         return on
 
-    def drafted(
-        self, tokens: int, seconds: float, plain: float | None, weight: float = 1.0
-    ) -> None:
+    def drafted(self, tokens: int, seconds: float, plain: float | None) -> None:
         """A step with a draft gave `tokens` in `seconds`; a plain one takes `plain` for each.
 
-        Where that cannot be told now, it takes what it took before. What the step took longer
-        counts `weight` times: once for each request that waited, if nobody else drafted.
+        Where that cannot be told now, it takes what it took before.
         """
         plain = plain or self._plain
         if not plain:
             return
-        lost = weight * (seconds - plain) - (tokens - 1) * plain
+        lost = seconds - tokens * plain
         self._record.add(self._idle + lost, plain, first=not self._drafted)
         self._drafted, self._idle = True, 0.0
         self._plain = plain
         self._passed += seconds
         self._lost = max(self._lost + lost, -CREDIT * plain)
-        self._behind += seconds - tokens * plain
+        self._behind += lost
 
     def waited(self, seconds: float) -> None:
         """A step without a draft of this request took so much longer, for those of others."""
         self._behind += seconds
 
-    def missed(self, seconds: float, plain: float | None, weight: float = 1.0) -> None:
+    def missed(self, seconds: float, plain: float | None) -> None:
         """The drafter took `seconds` and proposed nothing: a prompt is read, a text looked up."""
         if plain is not None:
             self._plain = plain
-        self._idle += weight * seconds
+        self._idle += seconds
         self._passed += seconds + self._plain  # a plain step follows
-        self._lost += weight * seconds
+        self._lost += seconds
 
     def end(self) -> None:
         """No draft comes any more; what was done for one is remembered all the same."""
