@@ -170,8 +170,10 @@ def train_lora(
         _begin_with(model, start, wide, options)
         facts["start"] = sha256(start / WEIGHTS)
     data = digest(examples)
+    # A checkpoint that began elsewhere is none of this run's.
+    origin = data if start is None else f"{data} {facts['start']}"
     scratch = out / ".checkpoints"
-    progress = train(model, examples, causal_loss(model), plan, data=data, folder=scratch)
+    progress = train(model, examples, causal_loss(model), plan, data=origin, folder=scratch)
     kept = replace(wide, dtype=stored or wide.dtype)
     adapter_of(model, out.name, kept, options).save_peft(out)
     card = Card(

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from inference import InferenceInputError
 from inference.adapters.folder import WEIGHTS
 from inference.errors import AdapterInputError
 from inference.models.manifest import sha256
-from inference.training import lora
 from inference.training.base import Base, open_base
 from inference.training.card import Card
-from inference.training.examples import Example
-from inference.training.loop import Plan
+from inference.training.examples import IGNORED, Example, digest
+from inference.training.loop import Plan, train
 from inference.training.lora import LoraOptions, causal_loss, train_lora, with_lora
 from tests.inference.tiny import CORPUS, checkpoint
 
@@ -51,11 +51,35 @@ def test_an_adapter_goes_on_from_another(base: Base, tmp_path: Path) -> None:
         trained("none", start="nowhere")
 
 
-def test_padding_changes_no_loss(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_changes_no_loss(base: Base) -> None:
+    """Beside transformers' own loss of each example, alone and not padded."""
     model = with_lora(base.network, LoraOptions(rank=2))
     examples = [Example.continuation(range(5, 9), range(9, 20)), Example.whole([4, 9, 6])]
     padded, terms = causal_loss(model)(examples)
-    monkeypatch.setattr(lora, "LENGTHS", 10**9)  # no context has room for that
-    plain, same = causal_loss(model)(examples)
+    plain, same = torch.zeros(()), 0
+    for one in examples:
+        ids, labels = torch.tensor([one.ids]), torch.tensor([one.labels])
+        learned = int((labels[:, 1:] != IGNORED).sum())
+        plain = plain + model(input_ids=ids, labels=labels).loss * learned
+        same += learned
     assert terms == same
     torch.testing.assert_close(padded, plain)
+
+
+def test_a_checkpoint_that_began_elsewhere_is_refused(base: Base, tmp_path: Path) -> None:
+    examples, plan = [Example.whole([4, 9, 6])], Plan(steps=2)
+    options = LoraOptions(rank=2)
+    train_lora(base, examples, plan, tmp_path / "first", recipe="x", options=options)
+    model = with_lora(base.network, options)
+    scratch = tmp_path / "next" / ".checkpoints"
+    train(model, examples, causal_loss(model), plan, data=digest(examples), folder=scratch)
+    with pytest.raises(InferenceInputError, match="another data"):
+        train_lora(
+            base,
+            examples,
+            plan,
+            tmp_path / "next",
+            recipe="x",
+            options=options,
+            start=tmp_path / "first",
+        )
