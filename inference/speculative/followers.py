@@ -16,14 +16,18 @@ LATEST = 16
 """Followers of a run that are remembered, those seen last."""
 
 MOST = 1 << 16
-"""Runs that are remembered, those seen last: some 22,000 tokens of a text that never repeats."""
+"""Runs that are remembered by default: those of 22,000 tokens of a text that never repeats."""
 
 
 class Followers:
-    """Tokens that stood behind each run of one to ORDER tokens, of texts and of one that grows."""
+    """Tokens that stood behind each run of one to ORDER tokens, of texts and of one that grows.
 
-    def __init__(self, texts: Sequence[Sequence[int]] = ()) -> None:
+    The `most` runs seen last are remembered.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[int]] = (), most: int = MOST) -> None:
         self._behind: OrderedDict[tuple[int, ...], dict[int, None]] = OrderedDict()
+        self._most = most
         self._read = 0
         for text in texts:
             self._take(text, 0)
@@ -45,7 +49,7 @@ class Followers:
                 seen[token] = None
                 if len(seen) > LATEST:
                     del seen[next(iter(seen))]
-            while len(self._behind) > MOST:
+            while len(self._behind) > self._most:
                 self._behind.popitem(last=False)
 
     def behind(self, path: Sequence[int]) -> dict[int, int]:

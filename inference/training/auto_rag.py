@@ -67,6 +67,7 @@ def dialogues(
 
     `share` of them are told of stories, with `more` of all stories. `manner` is that of Auto-RAG's.
     """
+    manner = manner or Manner()
     draw = random.Random(f"{recipe} {seed}")
     bases = [build(seed * BASES + number, "train", 120) for number in range(BASES)]
     asked = {
@@ -81,8 +82,8 @@ def dialogues(
             story = draw.choice(stories)
         else:
             number, hops = draw.randrange(BASES), draw.choice(HOPS)
-            hard = manner is not None and manner.hard
-            story = of_base(bases[number], draw.choice(asked[number, hops]), draw, hard=hard)
+            question = draw.choice(asked[number, hops])
+            story = of_base(bases[number], question, draw, hard=manner.hard)
         reads = recipe == "reader"
         found.append(read(story, prompts, draw) if reads else tell(story, prompts, draw, manner))
     return found

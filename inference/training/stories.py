@@ -24,7 +24,7 @@ from inference.training.seeds import Passage
 
 STORIES = Path(__file__).with_name("stories")
 
-HARD = 6
+NEGATIVES = 6
 """Hard negatives of each kind."""
 PAGE = 0.25
 """Share of the traces whose passages are pages that state several facts of an entity."""
@@ -77,7 +77,7 @@ def of_base(base: Base, one: Question, draw: random.Random, *, hard: bool = Fals
         texts = relations[fact.relation]
         called = kinds[base.kinds[fact.head]]["called"]
         near = _near(base, fact, gold, draw)
-        far = [name for name in near if fact.head not in f"{name} {base.documents[name]}"]
+        far = [name for name in near if not _names(base, name, fact.head)]
         page = _page(fact, near, draw) if paged else [fact.document]
         asked = " ".join((*(() if steps else (one.text,)), texts["ask"][0].format(x=fact.head)))
         negatives = _hard(base, fact, asked, gold) if hard else []
@@ -155,29 +155,39 @@ def _near(base: Base, fact: Fact, gold: set[str], draw: random.Random) -> list[s
 def _hard(base: Base, fact: Fact, asked: str, gold: set[str]) -> list[str]:
     """Documents that are not about a fact's subject, though a search for it might find them.
 
-    HARD of the same relation whose subjects' names are most alike, as a dense retriever has them
-    near, and HARD that share most with what is `asked`, words weighted by how few documents have
-    them.
+    NEGATIVES of the same relation whose subjects' names are most alike, as a dense retriever has
+    them near, and NEGATIVES that share most with what is `asked`, words weighted by how few
+    documents have them.
     """
     free = {
-        name: frozenset(re.findall(r"\w+", f"{name} {text}".casefold()))
+        name: _words(f"{name} {text}")
         for name, text in sorted(base.documents.items())
-        if name not in gold and fact.head not in f"{name} {text}"
+        if name not in gold and not _names(base, name, fact.head)
     }
     having = Counter(word for those in free.values() for word in those)
-    sought = sorted(set(re.findall(r"\w+", asked.casefold())) & having.keys())
+    sought = sorted(_words(asked) & having.keys())
 
     def shared(name: str) -> float:
         return sum(math.log(len(free) / having[word]) for word in sought if word in free[name])
 
-    kin = {other.document: other.head for other in base.facts if other.relation == fact.relation}
-
     def alike(name: str) -> float:
-        return SequenceMatcher(None, kin[name], fact.head, autojunk=False).ratio()
+        subject = name.rpartition(" ")[0]
+        return SequenceMatcher(None, subject, fact.head, autojunk=False).ratio()
 
-    related = sorted(free.keys() & kin.keys())
-    found = [*nlargest(HARD, related, alike), *nlargest(HARD, free, shared)]
+    _, kin = _neighbours(base)
+    related = sorted(free.keys() & set(kin[fact.relation]))
+    found = [*nlargest(NEGATIVES, related, alike), *nlargest(NEGATIVES, free, shared)]
     return list(dict.fromkeys(found))
+
+
+def _names(base: Base, document: str, entity: str) -> bool:
+    """Whether an entity's name stands in a document or in its title."""
+    return entity in f"{document} {base.documents[document]}"
+
+
+@cache
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.casefold()))
 
 
 @cache

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from inference import SamplingParams
 from inference.errors import DrafterInputError
-from inference.speculative import followers as module
 from inference.speculative import medusa_guess
 from inference.speculative.base import Start
 from inference.speculative.choices import read_choices, spell_choices
@@ -136,10 +135,8 @@ def test_followers_that_were_seen_long_ago_are_forgotten() -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 12))
 def test_runs_that_were_seen_long_ago_are_forgotten(text: list[int], most: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MOST", most)
-        followers = Followers()
-        followers.read(text)
+    followers = Followers(most=most)
+    followers.read(text)
     latest: dict[tuple[int, ...], int] = {}
     for at in range(1, len(text)):
         for length in range(min(ORDER, at), 0, -1):

@@ -12,7 +12,7 @@ import pytest
 
 from agents.auto_rag import supports
 from inference.training.hops import build
-from inference.training.stories import HARD, of_base, of_prose, written
+from inference.training.stories import NEGATIVES, of_base, of_prose, written
 
 STORIES = written(more=True)
 IDS = [story["question"][:40] for story in STORIES]
@@ -91,7 +91,7 @@ def test_hard_negatives_are_what_searches_find_but_what_helps() -> None:
         story = of_base(base, question, draw, hard=True)
         for step, fact in zip(story.steps, question.facts, strict=True):
             negatives = {one.text for one in step.alike}
-            assert len(negatives) >= HARD and set(step.alike) <= set(step.far)
+            assert len(negatives) >= NEGATIVES and set(step.alike) <= set(step.far)
             assert not any(fact.head in f"{one.title} {one.text}" for one in step.alike)
             assert not negatives & {base.documents[name] for name in gold}
         query = bm25s.tokenize([question.text], show_progress=False)
