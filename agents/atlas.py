@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from agents.prompts import fill, load_prompts
+from agents.watching import Place
 from inference import Message
 from inference.watched import Watched
 
@@ -177,15 +178,6 @@ class LrpConfig:
     query_tokens: int = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """A token at `position` of a watched generation, its probability and its MLAG."""
-
-    position: int
-    probability: float
-    mlag: float
-
-
 def is_content(piece: str) -> bool:
     """s_i: False for stopwords, numbers, punctuation, control tokens and pieces without letters."""
     word = piece.strip().lower()
@@ -256,7 +248,7 @@ def mlag(seen: Watched, position: int, config: MlagConfig) -> float:
     return scale(position / seen.context_length, config) * gradient * doubt
 
 
-def first_trigger(seen: Watched, behind: int, end: int, config: MlagConfig) -> Trigger | None:
+def first_trigger(seen: Watched, behind: int, end: int, config: MlagConfig) -> Place | None:
     """The first produced token at `behind` or later, before `end`, that asks for retrieval."""
     for position in range(max(seen.start, behind), min(end, len(seen.ids))):
         probability = float(seen.probabilities[position - seen.start])
@@ -264,7 +256,7 @@ def first_trigger(seen: Watched, behind: int, end: int, config: MlagConfig) -> T
             continue
         value = mlag(seen, position, config)
         if value > config.threshold:
-            return Trigger(position, probability, value)
+            return Place(position, probability, value)
     return None
 
 

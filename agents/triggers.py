@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from agents.atlas import Form, LrpConfig, MlagConfig
+from agents.atlas import (
+    Form,
+    LrpConfig,
+    MlagConfig,
+    first_trigger,
+    query_words,
+    state_weights,
+)
 from agents.atlas_calibration import find
 from agents.errors import TriggerInputError
+from agents.ralm import Ralm
+from agents.watching import Judge, Place, Trigger
 from inference.named import Methods
+from inference.watched import Watched
 
 
-class Trigger(BaseModel):
-    """Watches a generation in segments of `window` tokens; at most `most` searches of `k` hits."""
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """MLAG says where, LRP for which words."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    when: MlagConfig
+    what: LrpConfig
+    writes: bool = True
 
-    source: ClassVar[str] = ""
-    """Paper and section the method is from."""
+    def weights(self, layers: int) -> list[float]:
+        """delta of LRP's states."""
+        return list(state_weights(layers, self.what.layer_temperature))
 
-    window: int = Field(32, ge=8, le=256, description="tokens that are written before it judges")
-    k: int = Field(3, ge=1, le=50, description="unseen passages that a search adds")
-    most: int = Field(3, ge=1, le=50, description="searches of one answer")
-    query_tokens: int = Field(24, ge=1, description="longest query that the model writes")
+    def place(self, seen: Watched, first: int, end: int, kept: int) -> Place | None:
+        """The first token whose MLAG is over theta."""
+        return first_trigger(seen, first, end, self.when)
 
-    def watching(self, model: str, digest: str) -> Any:
-        """What is needed to judge generations of the model with this digest.
-
-        Raises InferenceInputError where it lacks what it must know of the model.
-        """
-        raise NotImplementedError(type(self).__name__)
+    def words(self, seen: Watched, position: int) -> list[str]:
+        """The words that are most relevant to the token."""
+        return query_words(seen, position, self.what)
 
 
 class Atlas(Trigger):
@@ -59,8 +70,8 @@ class Atlas(Trigger):
             raise ValueError("max_probability and threshold belong together; give both or neither")
         return self
 
-    def watching(self, model: str, digest: str) -> tuple[MlagConfig, LrpConfig]:
-        """The constants of MLAG and LRP for a model."""
+    def watching(self, model: str, digest: str) -> Judge:
+        """MLAG and LRP with the constants of a model."""
         gate, theta = self.max_probability, self.threshold
         if gate is None or theta is None:
             found = find(model, digest, self.form, self.window)
@@ -75,8 +86,8 @@ class Atlas(Trigger):
             self.memory_limit,
         )
         share = self.attention_weight
-        return when, LrpConfig(share, 1 - share, query_tokens=self.words)
+        return Doubts(when, LrpConfig(share, 1 - share, query_tokens=self.words))
 
 
-TRIGGERS: dict[str, type[Trigger]] = {"atlas": Atlas}
+TRIGGERS: dict[str, type[Trigger]] = {"atlas": Atlas, "ralm": Ralm}
 METHODS: Methods[Trigger] = Methods("trigger", TRIGGERS, TriggerInputError)

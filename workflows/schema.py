@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from agents.triggers import METHODS as TRIGGERS
-from agents.triggers import Trigger
+from agents.watching import Trigger
 from inference import Capability, Grammar
 from inference.kv import KVPolicy
 from inference.kv.spec import POLICIES

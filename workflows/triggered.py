@@ -10,18 +10,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agents.atlas import (
-    LrpConfig,
-    MlagConfig,
-    first_trigger,
-    grounded,
-    query_prompt,
-    query_words,
-    settled,
-    state_weights,
-)
-from agents.atlas import Trigger as Place
-from agents.triggers import Atlas, Trigger
+from agents.atlas import grounded, query_prompt, settled
+from agents.watching import Judge, Place, Trigger
 from inference import FinishReason, Message, Output, Request, SamplingParams, Usage
 from inference.engine import Watchable
 from inference.errors import PromptTooLong
@@ -42,7 +32,7 @@ class Triggered:
     def __init__(
         self,
         context: StepContext,
-        trigger: Atlas,
+        trigger: Trigger,
         asked: Prompt,
         params: SamplingParams,
         trained: str | None,
@@ -64,13 +54,13 @@ class Triggered:
         Tokens or a context that run out end it as they end a plain generation.
         """
         model = await self._context.watched_model()
-        when, what = self._trigger.watching(model.model, model.weights_digest)
+        judge = self._trigger.watching(model.model, model.weights_digest)
         judged = 0  # of the next tokens: 1 behind a search, whose token is not judged again
         while True:
             room = self._params.max_tokens - len(self.kept)
             asked = min(self._trigger.window, room)
             try:
-                seen = await self._segment(model, asked, what)
+                seen = await self._segment(model, asked, judge)
             except (BudgetExhausted, PromptTooLong):
                 if not self.kept:
                     raise
@@ -80,8 +70,8 @@ class Triggered:
             end = len(seen.ids) if ended else settled(seen)
             span = seen.ids[seen.start : end]
             said = _before_stop(model, self.kept, span, self._params.stop)
-            found = await self._found(seen, seen.start + judged, seen.start + said, when)
-            if found is not None and await self._search(model, seen, found, what):
+            found = await self._found(seen, seen.start + judged, seen.start + said, judge)
+            if found is not None and await self._search(model, seen, found, judge):
                 judged = 1
                 continue
             self.kept += span
@@ -91,34 +81,36 @@ class Triggered:
             if ended:
                 return model.decode(self.kept), seen.finish_reason
 
-    async def _segment(self, model: Watchable, tokens: int, what: LrpConfig) -> Watched:
+    async def _segment(self, model: Watchable, tokens: int, judge: Judge) -> Watched:
         """The next tokens behind those that are kept, over the passages found so far."""
         return await self._context.watch(
             grounded(self._asked, self.passages),
             kept=self.kept,
             max_tokens=tokens,
-            weights=list(state_weights(model.layers, what.layer_temperature)),
+            weights=judge.weights(model.layers),
             trained=self._trained,
         )
 
-    async def _found(self, seen: Watched, first: int, end: int, when: MlagConfig) -> Place | None:
+    async def _found(self, seen: Watched, first: int, end: int, judge: Judge) -> Place | None:
         """The first token of a segment that asks for a search which there is means for."""
         late = seen.finish_reason is FinishReason.DEADLINE
         if self.short or late or len(self.searches) == self._trigger.most:
             return None
-        return await asyncio.to_thread(first_trigger, seen, first, end, when)
+        return await asyncio.to_thread(judge.place, seen, first, end, len(self.kept))
 
-    async def _search(self, model: Watchable, seen: Watched, found: Place, what: LrpConfig) -> bool:
+    async def _search(self, model: Watchable, seen: Watched, found: Place, judge: Judge) -> bool:
         """Search for what the context of a token asks, and keep what stands before it.
 
         False, with nothing changed, where the budget allows no query or no search.
         """
-        words = await asyncio.to_thread(query_words, seen, found.position, what)
+        words = await asyncio.to_thread(judge.words, seen, found.position)
+        query = " ".join(words)
         try:
-            written = await self._context.aside(
-                query_prompt(words), self._trigger.query_tokens, ("\n",)
-            )
-            query = written.strip() or " ".join(words)
+            if judge.writes:
+                written = await self._context.aside(
+                    query_prompt(words), self._trigger.query_tokens, ("\n",)
+                )
+                query = written.strip() or query
             [hits] = await self._context.search(
                 [query], self._trigger.k, exclude=[one["id"] for one in self.passages]
             )
@@ -137,7 +129,7 @@ class Triggered:
                 "at": len(self.kept),
                 "token": seen.pieces[found.position],
                 "probability": round(found.probability, 4),
-                "mlag": float(f"{found.mlag:.4g}"),
+                "mlag": None if found.mlag is None else float(f"{found.mlag:.4g}"),
                 "words": words,
                 "query": query,
                 "passages": [one["id"] for one in read],
@@ -166,7 +158,6 @@ async def triggered(
     `short` where something ran out. The output's notes hold the passages themselves too. It is
     streamed in one piece, since what was written may have been taken back.
     """
-    assert isinstance(trigger, Atlas), "the only row of its table"
     before = context.usage.to_dict()
     writing = Triggered(context, trigger, prompt, params, trained)
     text, reason = await writing.write()

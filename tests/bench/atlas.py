@@ -37,13 +37,14 @@ from inference.watched import Watch, Watched
 from retrieval.index import build_index
 from retrieval.retriever import Retriever
 from retrieval.table import retriever_config
+from tests.bench.atlas_answers import answers as compared
 from tests.bench.figures import Figure
 
 DOUBT = "1 - probability"
 CHANCE = "any content token"
 LAST = "the last 6 content tokens"
 WINDOW = 32
-ROWS = ("unknown_facts", "triggers", "query")
+ROWS = ("unknown_facts", "triggers", "query", "answers")
 
 
 def run(*, n: int = 60, only: Collection[str] = ()) -> list[Figure]:
@@ -52,14 +53,21 @@ def run(*, n: int = 60, only: Collection[str] = ()) -> list[Figure]:
     `unknown_facts`: area under the ROC curve with which a score tells unknown tokens from others.
     `triggers`: share of unknown ones among the tokens that trigger with the calibrated thresholds.
     `query`: how often a search for what LRP picks at the first unknown token finds its document.
+    `answers`: how many are right with its searches and with as many at fixed distances, of the
+    project's own questions (30, or `n` if that is less).
     """
     for name in only:
         if name not in ROWS:
             raise UnknownName(f"unknown row {name!r} of benchmark 'atlas'; {nearest(name, ROWS)}")
-    with closing(NativeEngine.from_config(NativeConfig(dtype="float32"))) as engine:
-        limits = find(engine.model, engine.weights_digest, "lookahead", WINDOW)
-        when = MlagConfig(limits.max_probability, limits.threshold, window=WINDOW)
-        found = measure(engine, build(0, "dev", 40), n, when)
+    config = NativeConfig(dtype="float32")
+    found = []
+    if not only or set(only) - {"answers"}:
+        with closing(NativeEngine.from_config(config)) as engine:
+            limits = find(engine.model, engine.weights_digest, "lookahead", WINDOW)
+            when = MlagConfig(limits.max_probability, limits.threshold, window=WINDOW)
+            found = measure(engine, build(0, "dev", 40), n, when)
+    if not only or "answers" in only:
+        found += compared(n, config, {})
     return [one for one in found if not only or one.name.partition(" ")[0] in only]
 
 

@@ -13,6 +13,8 @@ from inference.native.engine import NativeEngine
 from inference.training.hops import build
 from tests.bench import atlas
 from tests.bench.atlas import Token, answers, auc, measure, sentence
+from tests.bench.atlas_answers import STRIDES
+from tests.bench.atlas_answers import answers as compared
 from tests.inference.tiny import checkpoint
 
 BASE = build(0, "dev", 4)
@@ -50,6 +52,20 @@ def test_every_row_gives_its_figures(engine: NativeEngine) -> None:
     for one in found.values():
         assert one.value is not None and 0 <= one.value <= 1
         assert one.peer_value is not None and 0 <= one.peer_value <= 1 and one.n > 0
+
+
+def test_answers_are_compared_at_as_many_searches(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    model = str(checkpoint(tmp_path_factory.mktemp("model"), endless=True, context=512))
+    eager = {"max_probability": 1.0, "threshold": 0.0, "window": 8, "k": 1, "most": 1}
+    found = compared(2, NativeConfig(model=model, dtype="float32"), eager)
+    assert [one.name.partition(" ")[2] for one in found] == [
+        f"stride_{stride} {what}" for stride in STRIDES for what in ("right", "searches")
+    ]
+    for one in found:
+        assert one.n == 2 and one.peer_value is not None
+        assert one.unit == "share" or (one.value, one.peer_value) == (1, 1)
 
 
 def test_the_area_counts_pairs() -> None:

@@ -47,7 +47,7 @@ CONTRACTS = [
     Contract(
         "graphs", "retrieval.retriever:RetrieverConfig", "open", "graphs.table:GRAPH_RETRIEVERS"
     ),
-    Contract("agents", "agents.triggers:Trigger", "watching", "agents.triggers:TRIGGERS"),
+    Contract("agents", "agents.watching:Trigger", "watching", "agents.triggers:TRIGGERS"),
     Contract("workflows", "workflows.nodes.base:Node", "run", "workflows.nodes:NODES"),
 ]
 

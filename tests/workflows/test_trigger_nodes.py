@@ -9,7 +9,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from agents.ralm import last_words
 from agents.triggers import METHODS
 from inference import Capability, Message, Request, SamplingParams
 from inference.engine import NativeConfig
@@ -166,6 +169,34 @@ def test_a_trigger_goes_back_searches_and_goes_on(
     kept = engine.decode(engine.generate([request])[0].token_ids[: ats[0]]).strip()
     assert result.outputs["answer"].startswith(kept), "what stood before the token is kept"
     assert result.outputs["answer"] != plain.outputs["answer"], "and goes on over the passages"
+
+
+def test_ralm_searches_behind_every_stride_for_the_last_words(
+    tmp_path: Path, folder: Path, index: Path
+) -> None:
+    plain, _ = answered(tmp_path, folder, index, "null")
+    result, step = answered(tmp_path, folder, index, "{use: ralm, stride: 8, k: 1, tokens: 24}")
+    searches = step["trigger"]["searches"]
+    assert [one["at"] for one in searches] == [8, 16]
+    assert all(one["mlag"] is None and one["query"] == " ".join(one["words"]) for one in searches)
+    ids = [name for one in searches for name in one["passages"]]
+    assert ids == [hit["id"] for hit in result.outputs["found"]] and len(set(ids)) == 2
+    assert result.usage["retrievals"] == 2 and result.outputs["answer"] != plain.outputs["answer"]
+    first = searches[0]["words"]
+    assert "lazy" in first, "the question is there while the answer is short"
+    never, step = answered(tmp_path, folder, index, "{use: ralm, stride: 200}")
+    assert never.outputs["answer"] == plain.outputs["answer"] and not step["trigger"]["searches"]
+
+
+@given(st.lists(st.sampled_from([" the", " fox", "es", "", "\n", ".", " 19", "20"]), max_size=12))
+def test_last_words_are_whole_and_in_order(pieces: list[str]) -> None:
+    text = "".join(one or " " for one in pieces)
+    for end in range(len(pieces) + 1):
+        for count in range(1, 5):
+            before = "".join(one or " " for one in pieces[:end]).split()
+            words = last_words(pieces, end, count)
+            assert words == before[len(before) - len(words) :]
+    assert last_words(pieces, len(pieces), 99) == text.split()
 
 
 def test_a_stop_string_ends_a_watched_answer(tmp_path: Path, folder: Path, index: Path) -> None:
