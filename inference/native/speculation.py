@@ -16,6 +16,7 @@ from inference.native.sampling import process, require_sound
 from inference.native.sequence import Draft
 from inference.native.sequence import Sequence as Row
 from inference.speculative.base import MOST, Drafter, Proposal, Proposer, Start, Turn
+from inference.speculative.reach import Reach
 from inference.speculative.spec import name_of
 from inference.speculative.switch import Costs, Record, Switch
 from inference.speculative.verify import Case, Match, Rule, Verdict
@@ -109,6 +110,8 @@ class Speculation:
         # Where tokens depend on what was drafted, time must not decide what is.
         same = self.rule.name == Match.name or start.sampling.temperature == 0.0
         self._may_pause = drafter.adaptive and self.rule.lossless and same
+        self._reach = Reach() if self._may_pause and drafter.reaches else None
+        self._deepest = 0
         self._seed = start.seed
         self._sampling = start.sampling
         self._state = proposer.begin(start)
@@ -129,6 +132,8 @@ class Speculation:
         if room < 1:
             self._bounded(room)
             return None
+        if self._reach is not None:
+            room = min(room, self._reach.most)
         fresh = len(row.ids) - self._told
         kept, self._kept, self._told = self._kept, (), len(row.ids)
         ids = row.ids
@@ -139,12 +144,14 @@ class Speculation:
         self._proposal = proposal
         if proposal is None or not proposal.draft.ids:
             return
-        if turn.room < MOST and len(proposal.draft.ids) >= turn.room:
+        reach = MOST if self._reach is None else self._reach.most
+        if turn.room < reach and len(proposal.draft.ids) >= turn.room:
             self._bounded(turn.room)
         draft = proposal.draft.first(turn.room)
         deep = [at for at, far in enumerate(draft.depths()) if far > turn.depth]
         # Parents come before children, so that the tokens before the first deep one are a tree.
         row.draft = draft.first(deep[0]) if deep else draft
+        self._deepest = max(row.draft.depths(), default=0)
 
     def _bounded(self, room: int) -> None:
         """A step had room for no more of a draft."""
@@ -178,6 +185,8 @@ class Speculation:
         self.accepted += len(path)
         self.rounds += 1
         self._kept = tuple(path)
+        if self._reach is not None:
+            self._reach.settled(len(path), whole=len(path) == self._deepest)
         self.gave = len(path) + 1
         self.raw, self.processed = {}, {}
 

@@ -34,7 +34,12 @@ class Drafter(BaseModel):
     source: ClassVar[str] = ""
     """Paper and section the method is from."""
 
-    adaptive: bool = Field(True, description="pause while drafting loses time on this request")
+    reaches: ClassVar[bool] = False
+    """Whether drafts are as long as those before were accepted (`reach`), where it is adaptive."""
+
+    adaptive: bool = Field(
+        True, description="pause while drafting loses time on this request, draft what is accepted"
+    )
 
     @property
     def opens(self) -> tuple[str, ...]:

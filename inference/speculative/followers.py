@@ -61,3 +61,11 @@ class Followers:
                 break
             found |= dict.fromkeys(seen, length)
         return found
+
+    def copied(self, path: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens that go on behind ORDER tokens as the text did, the latest time."""
+        run, found = tuple(path[-ORDER:]), list[int]()
+        while len(found) < most and (seen := self._behind.get(run)) and len(run) == ORDER:
+            found.append(next(reversed(seen)))
+            run = (*run[1:], found[-1])
+        return found

@@ -19,8 +19,11 @@ from inference.speculative.trie import Forest, Stream, Texts
 if TYPE_CHECKING:
     from inference.native.model import Model
 
-CPU_IDS, GPU_IDS = 16, 64
+CPU_IDS, GPU_IDS = 32, 64
 """Tokens per pass where `decoding_length` is left out: a CPU pays for rows, a GPU hardly."""
+
+CPU_BRANCH, GPU_BRANCH = 24, 12
+"""Longest branch where `branch_length` is left out; the paper's is 12."""
 
 
 class Lookahead(Drafter):
@@ -40,10 +43,13 @@ class Lookahead(Drafter):
     windows that are open, and `max_nodes` bounds a whole forest, where the code bounds each tree.
     Queries are up to 4 tokens long, 2 in the code: the fewer tokens a tree has, the more the
     likeliest matter. `one` weighs as `hier` does; the code has input and output swapped there. What
-    a request emitted in its last step does not reach a shared trie.
+    a request emitted in its last step does not reach a shared trie. A draft is no longer than those
+    before were accepted (`inference.speculative.reach`), where the code always fills it, and on a
+    CPU a branch may be twice as long as in the paper.
     """
 
     source: ClassVar[str] = "Zhao et al. 2023, arXiv 2312.12728"
+    reaches: ClassVar[bool] = True
 
     decoding_length: int | None = Field(
         None,
@@ -51,7 +57,12 @@ class Lookahead(Drafter):
         le=MOST,
         description=f"tokens per pass, the last one included; {CPU_IDS}, on a GPU {GPU_IDS}",
     )
-    branch_length: int = Field(12, ge=1, le=MOST, description="longest branch of a draft")
+    branch_length: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description=f"longest branch of a draft; {CPU_BRANCH}, on a GPU {GPU_BRANCH}",
+    )
     max_query_length: int = Field(4, ge=1, le=16, description="longest suffix that is looked up")
     mode: Literal["hier", "par", "one"] = Field(
         "hier", description="a tree, its branches side by side, or the likeliest chain alone"
@@ -81,8 +92,9 @@ class Lookahead(Drafter):
         """Nothing is loaded; raises DrafterInputError for a stop word that is not one token."""
         cuda = model.device.type == "cuda"
         ids = self.decoding_length or (GPU_IDS if cuda else CPU_IDS)
+        branch = self.branch_length or (GPU_BRANCH if cuda else CPU_BRANCH)
         stops = _tokens_of((self.stop_words or "").split(), model.tokenizer)
-        return _Tries(self, ids, model.stop_ids, stops)
+        return _Tries(self, ids, branch, model.stop_ids, stops)
 
 
 def _tokens_of(words: Sequence[str], tokenizer: Any) -> frozenset[int]:
@@ -162,10 +174,15 @@ class _Tries(Proposer):
     """Texts are a request's own; a forest changes in the step thread only, shared or not."""
 
     def __init__(
-        self, options: Lookahead, ids: int, ends: frozenset[int], stops: frozenset[int]
+        self,
+        options: Lookahead,
+        ids: int,
+        branch: int,
+        ends: frozenset[int],
+        stops: frozenset[int],
     ) -> None:
         self._options = options
-        self._ids = ids
+        self._ids, self._branch = ids, branch
         self._ends = ends
         self._stops = stops
         self._shelves = _Shelves(options.max_tenants)
@@ -178,7 +195,7 @@ class _Tries(Proposer):
         for place, text in enumerate(start.references):
             references.put(place, text)
         forest = Forest(
-            options.branch_length + options.max_query_length - 1,
+            self._branch + options.max_query_length - 1,
             ends=self._ends,
             stops=self._stops,
             tree_nodes=options.max_output_nodes,
@@ -207,7 +224,7 @@ class _Tries(Proposer):
         state.read += len(emitted)
         state.stream.put(emitted)
         state.turns += 1
-        depth = min(options.branch_length, turn.depth)
+        depth = min(self._branch, turn.depth)
         most = min(ids, turn.room + 1)
         shape = Shape(most, depth, most // 2)
         query = turn.ids[-options.max_query_length :]

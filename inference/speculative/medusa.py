@@ -24,6 +24,9 @@ NODES = 4
 COPIED = 8
 """The same where followers count: most drafts are shorter, and what is repeated fills them."""
 
+COPIES = 16
+"""Tokens copied behind the likeliest path: a long passage that is repeated takes few steps."""
+
 
 class Medusa(Drafter):
     """Guesses with small heads on the state that the last token was drawn from, as a sparse tree.
@@ -39,19 +42,21 @@ class Medusa(Drafter):
     2406.16858); it goes deeper only where a guess with a share of FOLLOWS behind the best of the
     last depth would be among them, so that a likelier one is missed. With `context` such a chain
     also guesses what followed the same one, two or three tokens before in the text so far and in
-    texts given along, and takes it for likelier the more tokens agree; the paper's heads see the
-    state alone, and so do these with `context: false`. Not verified: the paper's own figures, which
+    texts given along, and takes it for likelier the more tokens agree, and its likeliest path goes
+    on, without heads, as the text did behind the same three tokens; the paper's heads see the state
+    alone, and so do these with `context: false`. Not verified: the paper's own figures, which
     are of models of 7B and more.
     """
 
     source: ClassVar[str] = "Medusa, arXiv 2401.10774, sections 2.1 to 2.3"
+    reaches: ClassVar[bool] = True
 
     heads: str = Field("medusa-default", min_length=1, description="shipped heads or a folder")
     nodes: int | None = Field(
         None,
         ge=1,
         le=MOST,
-        description="most tokens of a draft: 8, 4 without `context`, or all of `choices`",
+        description="most tokens that heads guess: 8, 4 without `context`, or all of `choices`",
     )
     choices: str | None = Field(
         None,
@@ -63,6 +68,13 @@ class Medusa(Drafter):
         description="guess too what followed the same tokens before in this text, yes where heads "
         "are a chain, which it needs; false leaves guessing to the heads alone",
     )
+    copies: int | None = Field(
+        None,
+        ge=0,
+        le=MOST,
+        description="most tokens copied from the text behind the likeliest path: 16, and none "
+        "without `context` or with `choices`",
+    )
     accept: Literal["exact", "typical"] = Field("exact", description="rule when sampling")
     epsilon: float | None = Field(
         None, gt=0, le=1, description="typical: probability that is always enough, 0.09"
@@ -73,6 +85,8 @@ class Medusa(Drafter):
     def _fits(self) -> Self:
         if self.choices is not None:
             read_choices(self.choices)
+        if self.copies and (self.context is False or self.choices is not None):
+            raise ValueError("copies go with `context` and without `choices`; leave them out")
         given = [name for name in ("epsilon", "delta") if getattr(self, name) is not None]
         if given and self.accept != "typical":
             raise ValueError(f"give {given[0]} with accept=typical, or leave it out")
@@ -138,7 +152,8 @@ class Medusa(Drafter):
                 )
             return Parallel(heads, model.lean, (choices or heads.choices)[:nodes])
         fixed = choices and choices[:nodes]
-        return Chain(heads, model.lean, nodes, fixed, context=context)
+        copies = 0 if fixed or not context else COPIES if self.copies is None else self.copies
+        return Chain(heads, model.lean, nodes, fixed, context=context, copies=copies)
 
     def _folder(self) -> Path:
         if self.heads in _shipped():

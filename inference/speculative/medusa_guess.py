@@ -41,6 +41,9 @@ DEEPEST = 8
 WORTH = 0.08
 """Least share of a guess that is drafted where followers count: less is not worth its row."""
 
+STAYS = 0.9
+"""Share of its parent that a token is taken to have which is copied behind the likeliest path."""
+
 FOLLOWS = 0.6
 """Share of its parent that a guess is taken to have at most, where going deeper costs a product."""
 
@@ -104,7 +107,8 @@ class Chain(Guessing):
     """Each head continues the guesses of the one before it; the last is used again and again.
 
     `choices` fix the tree; without them it is that of the `nodes` likeliest guesses. With `context`
-    what followed the same tokens before, in the text so far, is a guess too, and a likelier one.
+    what followed the same tokens before, in the text so far, is a guess too, and a likelier one,
+    and the likeliest path goes on by up to `copies` tokens as the text did.
     """
 
     def __init__(
@@ -115,12 +119,13 @@ class Chain(Guessing):
         choices: Sequence[Choice] | None,
         *,
         context: bool,
+        copies: int,
     ) -> None:
         super().__init__(heads, model)
         heads = heads.to(model.dtype, model.device)
         assert heads.drawn is not None, "a chain reads tokens"
         self._model = model
-        self._context = context
+        self._context, self._copies = context, copies
         self._columns = _columns(self._tokens, model)
         self._ranks = min(RANKS, self._readout.shape[0])
         self._depth = max(heads.depth, DEEPEST if context else 0)
@@ -178,9 +183,12 @@ class Chain(Guessing):
         ids, values = ([level[part].tolist() for level in levels] for part in (0, 1))
         found: list[Proposal | None] = []
         for at, turn in enumerate(turns):
-            nodes = self._shape.nodes([row[at] for row in values[: turn.depth]])[: turn.room]
-            rows, continued = [row[at] for row in ids], [row[at] for row in opened]
-            found.append(self._draft(rows, continued, nodes))
+            shares = [row[at] for row in values[: turn.depth]]
+            nodes = self._shape.nodes(shares)[: turn.room]
+            draft = self._draft([row[at] for row in ids], [row[at] for row in opened], nodes)
+            if draft is not None and turn.state is not None and self._copies:
+                draft = self._going_on(draft, [shares[one][place] for one, place in nodes], turn)
+            found.append(None if draft is None else Proposal(draft))
         return found
 
     def _step(self, at: int, state: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
@@ -241,7 +249,7 @@ class Chain(Guessing):
 
     def _draft(
         self, ids: Sequence[Sequence[int]], opened: Sequence[Sequence[int]], nodes: Sequence[Node]
-    ) -> Proposal | None:
+    ) -> Draft | None:
         """The draft of `nodes`, whose ids stand by depth and place, each behind its parent."""
         at = {node: number for number, node in enumerate(nodes)}
         parents = tuple(
@@ -249,7 +257,19 @@ class Chain(Guessing):
             for depth, place in nodes
         )
         drafted = tuple(ids[depth][place] for depth, place in nodes)
-        return Proposal(Draft(drafted, parents)) if nodes else None
+        return Draft(drafted, parents) if nodes else None
+
+    def _going_on(self, draft: Draft, shares: Sequence[float], turn: Turn) -> Draft:
+        """The likeliest path, of these log shares, goes on as long as a copy is worth its row."""
+        path, at = [], -1
+        while behind := [one for one, parent in enumerate(draft.parents) if parent == at]:
+            at = max(behind, key=shares.__getitem__)
+            path.append(draft.ids[at])
+        worth = int((math.log(WORTH) - shares[at]) / math.log(STAYS))
+        room = min(self._copies, worth, turn.room - len(draft.ids), turn.depth - len(path))
+        copied = turn.state.copied((*turn.ids[-ORDER:], *path), room)
+        parents = [at, *range(len(draft.ids), len(draft.ids) + len(copied) - 1)]
+        return Draft((*draft.ids, *copied), (*draft.parents, *parents[: len(copied)]))
 
 
 def _columns(tokens: torch.Tensor | None, model: Lean) -> torch.Tensor:

@@ -24,6 +24,7 @@ class PromptLookup(Drafter):
     """
 
     source: ClassVar[str] = "Saxena 2023, prompt lookup decoding"
+    reaches: ClassVar[bool] = True
 
     tokens: int = Field(10, ge=1, le=MOST, description="longest draft")
     ngram: int = Field(3, ge=1, le=16, description="longest suffix that is looked up")

@@ -8,6 +8,8 @@ MEMORY = 0.97
 """Weight that a step keeps with every step after it."""
 SHARE = 0.05
 """Share of the time of an answer that drafting may have lost."""
+DOUBTED = 0.025
+"""The same of a drafter that has mostly lost before."""
 PATIENCE = 0.08
 """Share of the time of an answer that it may be behind plain decoding before nobody drafts."""
 CREDIT = 4
@@ -60,6 +62,11 @@ class Record:
         self._mean: float | None = None
         self._first: float | None = None
 
+    @property
+    def losing(self) -> bool:
+        """Whether drafts have mostly lost."""
+        return self._mean is not None and self._mean > 0
+
     def add(self, lost: float, plain: float, *, first: bool) -> None:
         """A draft that lost so many seconds, or won them where it is negative."""
         self.plain = plain
@@ -69,7 +76,7 @@ class Record:
 
     def price(self, *, first: bool) -> float:
         """Seconds that the next draft of a request may lose; 0 where drafts have mostly paid."""
-        if self._mean is None or self._mean <= 0:
+        if self._mean is None or not self.losing:
             return 0.0
         return max(0.0, self._first or 0.0) if first else self._mean
 
@@ -85,10 +92,11 @@ class Switch:
     what the same tokens would have taken in steps in which nobody drafts. It may never be more
     than a small share of the time of the answer so far, so that an answer that nothing can be
     drafted for takes hardly longer; what was won before counts for a few steps only. Where the
-    drafter has lost time in the requests before (`record`), what a draft lost there must fit into
-    that share too: a short answer is over before one could be afforded. In a batch everyone waits
-    for a draft: an answer that is behind plain decoding all the same, since others draft and gain,
-    is not `patient` any more, and a step in which one is not is plain for all.
+    drafter has mostly lost time in the requests before (`record`), that share is half as large,
+    and what a draft lost there must fit into it too: a short answer is over before one could be
+    afforded. In a batch everyone waits for a draft: an answer that is behind plain decoding all
+    the same, since others draft and gain, is not `patient` any more, and a step in which one is
+    not is plain for all.
     """
 
     def __init__(self, record: Record | None = None) -> None:
@@ -112,7 +120,8 @@ class Switch:
             self._passed += self._plain
             return False
         price = self._record.price(first=not self._drafted)
-        on = welcome and self._lost + price <= SHARE * self._passed
+        share = DOUBTED if self._record.losing else SHARE
+        on = welcome and self._lost + price <= share * self._passed
         if self._on and not on:
             self.suspended += 1
         self._on = on

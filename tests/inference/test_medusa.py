@@ -248,7 +248,16 @@ def test_options_are_read_and_spelt() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["medusa:epsilon=0.1", "medusa:nodes=0", "medusa:nodes=65", "medusa:choices=1.0"]
+    "text",
+    [
+        "medusa:epsilon=0.1",
+        "medusa:nodes=0",
+        "medusa:nodes=65",
+        "medusa:choices=1.0",
+        "medusa:copies=65",
+        "medusa:copies=4,context=false",
+        "medusa:copies=4,choices=0 1",
+    ],
 )
 def test_options_that_cannot_be(text: str) -> None:
     with pytest.raises(DrafterInputError):

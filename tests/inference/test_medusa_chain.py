@@ -17,7 +17,7 @@ from inference.speculative.base import Start
 from inference.speculative.choices import read_choices, spell_choices
 from inference.speculative.followers import LATEST, ORDER, Followers
 from inference.speculative.medusa import COPIED, NODES, Medusa
-from inference.speculative.medusa_guess import WIDTH, Level, Likeliest
+from inference.speculative.medusa_guess import DEEPEST, WIDTH, Level, Likeliest
 from tests.inference.spelt_chain import Spelt, agreement
 from tests.inference.test_medusa import Tiny, chained, heads_of, turn
 
@@ -155,7 +155,7 @@ def test_guesses_of_a_small_share_are_not_drafted(tiny: Tiny, tmp_path: Path) ->
     text = [5, 6, 7, 8] * 4 + [5, 6]
     drafts = []
     for context in (True, False):
-        proposer = Medusa(heads=str(folder), nodes=12, context=context).open(model)
+        proposer = Medusa(heads=str(folder), nodes=12, context=context, copies=0).open(model)
         (proposal,) = proposer.propose(
             [replace(turn(hidden), ids=text, state=proposer.begin(START))]
         )
@@ -163,6 +163,52 @@ def test_guesses_of_a_small_share_are_not_drafted(tiny: Tiny, tmp_path: Path) ->
         drafts.append(proposal.draft)
     assert drafts[0].ids == (7, 8, 5, 6, 7, 8)
     assert len(drafts[1].ids) == 12
+
+
+@pytest.mark.parametrize(
+    ("copies", "room", "depth", "more"),
+    [(0, 64, 64, 0), (9, 64, 64, 9), (9, 10, 64, 2), (9, 64, 12, 4)],
+)
+def test_the_likeliest_path_goes_on_as_the_text_did(
+    tiny: Tiny,
+    tmp_path: Path,
+    copies: int,
+    room: int,
+    depth: int,
+    more: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(medusa_guess, "AGREES", 20.0)  # a copy is all but certain
+    model = tiny()._model()
+    folder = chained(tiny(), tmp_path, scale=0.0)
+    hidden = 0.2 * torch.randn(64, generator=torch.Generator().manual_seed(7))
+    text = [5, 6, 7, 8] * 4 + [5, 6]
+    proposer = Medusa(heads=str(folder), nodes=12, copies=copies).open(model)
+    given = replace(turn(hidden, room=room, depth=depth), ids=text, state=proposer.begin(START))
+    (proposal,) = proposer.propose([given])
+    assert proposal is not None
+    lines = [[proposal.draft.ids[at] for at in line] for line in proposal.draft.ancestors()]
+    assert max(lines, key=len) == ([7, 8, 5, 6] * 5)[: DEEPEST + more]
+    assert len(proposal.draft.ids) <= room
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=5))
+def test_a_copy_goes_on_as_the_latest_time(text: list[int], path: list[int]) -> None:
+    followers = Followers()
+    followers.read(text)
+    found = followers.copied(path, 6)
+    assert len(found) <= 6
+    whole = [*path, *found]
+    for at in range(len(path), len(whole)):
+        places = [
+            end
+            for end in range(ORDER, len(text))
+            if text[end - ORDER : end] == whole[at - ORDER : at]
+        ]
+        assert text[places[-1]] == whole[at]
+    if len(found) < 6:
+        ends = [text[end - ORDER : end] for end in range(ORDER, len(text))]
+        assert len(whole) < ORDER or whole[-ORDER:] not in ends
 
 
 def test_heads_side_by_side_know_no_path(tiny: Tiny, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_what_a_drafter_did_for_nothing_counts() -> None:
         switch.end()
         assert spent == limit, "once, and then it is known"
     switch = Switch(record)
-    assert any(switch.on() for _ in range(400)), "a long answer can afford it"
+    assert any(switch.on() for _ in range(800)), "a long answer can afford it"
 
 
 def test_looking_up_in_vain_is_cheap_and_goes_on() -> None:
@@ -159,6 +159,14 @@ def test_what_was_lost_before_is_not_risked_again(dear: float, length: int) -> N
     record = Record()
     answered(record, 60, dear)
     assert answered(record, length, dear) <= length / 0.9
+
+
+@pytest.mark.parametrize("dear", [1.3, 3.0])
+def test_a_drafter_that_has_mostly_lost_may_lose_less(dear: float) -> None:
+    record = Record()
+    answered(record, 400, dear)
+    assert record.losing
+    assert 2000 < answered(record, 2000, dear) <= 2000 / 0.975 + dear
 
 
 def test_a_drafter_that_pays_is_not_made_to_wait() -> None:
