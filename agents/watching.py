@@ -22,8 +22,10 @@ class Place:
 class Judge(Protocol):
     """Reads what a generation showed, for one model."""
 
-    writes: bool
-    """Whether the model writes the query from the words; without, the words are the query."""
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes the query from the words; without, the words are the query."""
+        ...
 
     def weights(self, layers: int) -> list[float]:
         """How the states [layers + 1] of a token are mixed that it wants to see."""
