@@ -23,7 +23,7 @@ from inference.watched import Watched
 
 @dataclass(frozen=True, slots=True)
 class Strides:
-    """A search behind every `stride` tokens of an answer, for its last `words` tokens."""
+    """A search behind every `stride` tokens of an answer, for the last `tokens` before it."""
 
     stride: int
     tokens: int
@@ -42,7 +42,7 @@ class Strides:
         return None
 
     def words(self, seen: Watched, position: int) -> list[str]:
-        """The words of the last tokens before `position`; a word that begins before them counts."""
+        """The words of the last tokens before `position`."""
         return last_words(seen.pieces, position, self.tokens)
 
 
