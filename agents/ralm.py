@@ -27,7 +27,7 @@ class Strides:
 
     stride: int
     tokens: int
-    writes: bool = False
+    query_tokens: int = 0
 
     def weights(self, layers: int) -> list[float]:
         """It looks at no state: the last one stands for all."""

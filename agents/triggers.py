@@ -29,7 +29,7 @@ class Doubts:
 
     when: MlagConfig
     what: LrpConfig
-    writes: bool = True
+    query_tokens: int
 
     def weights(self, layers: int) -> list[float]:
         """delta of LRP's states."""
@@ -63,6 +63,7 @@ class Atlas(Trigger):
     memory_limit: float = Field(0.85, gt=0, le=1, description="C_max as a part of the context")
     words: int = Field(6, ge=1, le=64, description="tokens that the query is written from")
     attention_weight: float = Field(0.7, ge=0, le=1, description="share of attention in LRP")
+    query_tokens: int = Field(24, ge=1, description="longest query that the model writes")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -86,7 +87,8 @@ class Atlas(Trigger):
             self.memory_limit,
         )
         share = self.attention_weight
-        return Doubts(when, LrpConfig(share, 1 - share, query_tokens=self.words))
+        what = LrpConfig(share, 1 - share, query_tokens=self.words)
+        return Doubts(when, what, self.query_tokens)
 
 
 TRIGGERS: dict[str, type[Trigger]] = {"atlas": Atlas, "ralm": Ralm}

@@ -23,8 +23,8 @@ class Judge(Protocol):
     """Reads what a generation showed, for one model."""
 
     @property
-    def writes(self) -> bool:
-        """Whether the model writes the query from the words; without, the words are the query."""
+    def query_tokens(self) -> int:
+        """Longest query that the model writes from the words; 0: the words are the query."""
         ...
 
     def weights(self, layers: int) -> list[float]:
@@ -54,7 +54,6 @@ class Trigger(BaseModel):
     window: int = Field(32, ge=8, le=256, description="tokens that are written before it judges")
     k: int = Field(3, ge=1, le=50, description="unseen passages that a search adds")
     most: int = Field(3, ge=1, le=50, description="searches of one answer")
-    query_tokens: int = Field(24, ge=1, description="longest query that the model writes")
 
     def watching(self, model: str, digest: str) -> Judge:
         """Who judges generations of the model with this digest.

@@ -106,9 +106,9 @@ class Triggered:
         words = await asyncio.to_thread(judge.words, seen, found.position)
         query = " ".join(words)
         try:
-            if judge.writes:
+            if judge.query_tokens:
                 written = await self._context.aside(
-                    query_prompt(words), self._trigger.query_tokens, ("\n",)
+                    query_prompt(words), judge.query_tokens, ("\n",)
                 )
                 query = written.strip() or query
             [hits] = await self._context.search(

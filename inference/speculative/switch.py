@@ -76,7 +76,7 @@ class Record:
 
     def price(self, *, first: bool) -> float:
         """Seconds that the next draft of a request may lose; 0 where drafts have mostly paid."""
-        if self._mean is None or not self.losing:
+        if self._mean is None or self._mean <= 0:
             return 0.0
         return max(0.0, self._first or 0.0) if first else self._mean
 

@@ -69,6 +69,7 @@ def test_each_form_is_fine_and_fits_the_published_schema(trigger: str) -> None:
         ("{use: ¶atlass}", "unknown trigger 'atlass'; did you mean 'atlas'?"),
         ("{use: atlas, ¶windw: 4}", "no option 'windw'; did you mean 'window'?"),
         ("{use: atlas, window: ¶1}", "option window=1"),
+        ("{use: ralm, ¶query_tokens: 4}", "no option 'query_tokens'"),
     ],
 )
 def test_a_bad_trigger_is_found_at_its_place(trigger: str, says: str) -> None:
