@@ -11,6 +11,7 @@ that was not killed came to, and what each other did.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import random
@@ -22,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from workflows.checkpoints import sqlite_saver
 from workflows.keeping import Keeping
 from workflows.resources import Overrides, ResourcePool, Resources
@@ -29,6 +32,9 @@ from workflows.runs import RunOrder, perform, prepare, workflow_of
 from workflows.store import RunFolder, RunManifest
 
 Facts = dict[str, Any]
+
+PATIENCE = 120
+"""Seconds a child may take; it needs less than one."""
 
 
 async def attempt(manifest: RunManifest, pool: ResourcePool, kill_at: int | None) -> Facts:
@@ -68,10 +74,16 @@ def resources_of(manifest: RunManifest, pool: ResourcePool) -> Resources:
 
 
 def forked(act: Callable[[], Facts]) -> tuple[int, Facts | None]:
-    """Exit status or signal of a child that acts, and what it found."""
+    """Exit status or signal of a child that acts, and what it found.
+
+    A lock that another thread holds while this one forks is never released in the child, so there
+    may be no other; a child that hangs all the same says where and fails.
+    """
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a second thread runs"
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
         try:
             os.close(reading)
             with os.fdopen(writing, "w") as out:
@@ -141,6 +153,7 @@ def killed_everywhere(name: str, order: Facts, model: str, pool: ResourcePool) -
 
 
 def main(model: str, orders: str) -> None:
+    tqdm.monitor_interval = 0
     pool = ResourcePool()
     named: dict[str, Facts] = json.loads(orders)
     found = {name: killed_everywhere(name, order, model, pool) for name, order in named.items()}

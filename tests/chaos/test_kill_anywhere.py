@@ -144,12 +144,18 @@ def reports(stage: Path) -> Reports:
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos.forks", str(stage / "model"), json.dumps(orders)],
         cwd=ROOT,
-        env={**os.environ, "RAGWRIGHT_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "RAGWRIGHT_HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        },
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    print(done.stderr, file=sys.stderr)
+    assert done.returncode == 0
     found: Reports = json.loads(done.stdout)
     return found
 
