@@ -18,27 +18,24 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from api.evaluation.suites import Suite, open_suite
 from inference import Budget
 from inference.engine import NativeConfig
 from inference.errors import UnknownName
 from inference.suggest import nearest
-from inference.training.hops import HOPS, write_hops
-from retrieval.index import build_index
-from tests.bench.adapters import chosen
+from inference.training.hops import HOPS
 from tests.bench.contest import say
 from tests.bench.figures import Figure, against, alone
 from workflows.loading import load_workflow
 from workflows.resources import Overrides, ResourcePool, Resources
 from workflows.runtime import RunOptions, RunResult, RunStatus, execute
 
-SEED = 0
 AT_ONCE = (4, 16)
 """Questions at once, beside one at a time."""
 PLAIN = "without prefix reuse"
@@ -60,8 +57,7 @@ def run(*, n: int = 3, only: Collection[str] = ()) -> list[Figure]:
             raise UnknownName(
                 f"unknown row {name!r} of benchmark 'auto_rag'; {nearest(name, ROWS)}"
             )
-    with Bench(n) as bench:
-        return bench.run([name for name in ROWS if not only or name in only])
+    return Bench(n).run([name for name in ROWS if not only or name in only])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,7 @@ class Asked:
         )
 
 
-class Bench(ExitStack):
+class Bench:
     """The index that rows share, and how a question is asked."""
 
     def __init__(
@@ -106,7 +102,6 @@ class Bench(ExitStack):
         inputs: Mapping[str, Any] | None = None,
         at_once: Sequence[int] = AT_ONCE,
     ) -> None:
-        super().__init__()
         self.n = n
         self.at_once = at_once
         self.workflow = load_workflow("auto_rag")
@@ -123,18 +118,18 @@ class Bench(ExitStack):
         return figures
 
     @cached_property
-    def folder(self) -> Path:
-        """Documents, questions and index."""
-        folder = Path(self.enter_context(TemporaryDirectory()))
-        write_hops(folder, seed=SEED, split="test")
-        build_index(folder / "docs", folder / "index")
-        return folder
+    def suite(self) -> Suite:
+        """The questions and their documents."""
+        return open_suite("synthetic-hops")
+
+    @cached_property
+    def index(self) -> Path | None:
+        """The index of the documents."""
+        return self.suite.index()
 
     def questions(self, rounds: int, each: int) -> tuple[list[list[str]], str]:
-        """Rounds of `each` questions with all lengths in turn, and one for the warm-up."""
-        lines = (self.folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-        picked = chosen([json.loads(line) for line in lines], rounds * each + 1)
-        *asked, last = (row["question"] for row in picked)
+        """Rounds of `each` questions of all lengths, and one for the warm-up."""
+        *asked, last = (one.text for one in self.suite.chosen(rounds * each + 1))
         return [asked[at::rounds] for at in range(rounds)], last
 
     @asynccontextmanager
@@ -145,7 +140,7 @@ class Bench(ExitStack):
         resources = Resources(
             self.workflow.spec,
             pool,
-            index=self.folder / "index",
+            index=self.index,
             overrides=Overrides(engine=config),
         )
         try:

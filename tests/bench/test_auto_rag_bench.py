@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +20,9 @@ RUN = Asked("a", True, 10, 3, 4, 2.0)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     model = str(checkpoint(tmp_path_factory.mktemp("model"), context=4096))
-    with Bench(1, model=model, inputs=SHORT, at_once=(2,)) as opened:
-        yield opened
+    return Bench(1, model=model, inputs=SHORT, at_once=(2,))
 
 
 def named(figures: list[Figure]) -> dict[str, Figure]:
