@@ -12,6 +12,7 @@ import click
 import pytest
 
 from tests.house.source import ROOT
+from workflows.shelves import shipped_workflows
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LIBRARY = ROOT / "workflows" / "library"
@@ -107,6 +108,13 @@ def test_readme_lists_every_command() -> None:
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert {name for name in COMMANDS if f"`ragwright {name}" not in text} == set()
+
+
+def test_readme_lists_every_page_and_workflow() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = {page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*.md")}
+    assert pages - set(LINK.findall(text)) == set()
+    assert {name for name in shipped_workflows() if f"| `{name}` |" not in text} == set()
 
 
 @pytest.mark.parametrize(
