@@ -78,14 +78,15 @@ def dialogues(
     stories = of_prose(written(more), prose)
     found = []
     for _ in range(count):
+        how = manner
         if draw.random() < share:
-            story = draw.choice(stories)
+            story, how = draw.choice(stories), manner.in_prose()
         else:
             number, hops = draw.randrange(BASES), draw.choice(HOPS)
             question = draw.choice(asked[number, hops])
             story = of_base(bases[number], question, draw, hard=manner.hard)
         reads = recipe == "reader"
-        found.append(read(story, prompts, draw) if reads else tell(story, prompts, draw, manner))
+        found.append(read(story, prompts, draw) if reads else tell(story, prompts, draw, how))
     return found
 
 
@@ -207,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prose,
         more=more,
         share=given.prose,
-        manner=Manner(given.parametric, given.lost, given.hard_negatives),
+        manner=Manner(given.parametric, given.lost, given.hard_negatives, given.parametric_prose),
     )
     if shared := overlapping((one.question for one in told), asked):
         raise InferenceInputError(
@@ -233,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "more_stories": more,
         "prose": given.prose,
         "parametric": given.parametric,
+        "parametric_prose": given.parametric_prose,
         "lost": given.lost,
         "hard": given.hard_negatives,
         "evaluation_questions_kept_out": len(asked),
@@ -270,7 +272,8 @@ def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--parametric", type=_share, default=Manner().parametric, help="share ending in memory"
     )
-    parser.add_argument("--lost", choices=["last", "any"], default=Manner().lost)
+    parser.add_argument("--parametric-prose", type=_share, help="share of those told over prose")
+    parser.add_argument("--lost", choices=["last", "any", "base"], default=Manner().lost)
     parser.add_argument(
         "--hard-negatives",
         action="store_true",

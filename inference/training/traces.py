@@ -45,16 +45,23 @@ Ending = Literal["retrieval", "parametric"]
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How dialogues end in memory: `parametric` is their share.
+    """How dialogues end in memory: `parametric` is their share, `parametric_prose` that in prose.
 
     With `lost` 'last' only the last fact comes from there, behind rounds that show look-alikes
-    too; with 'any' all facts from a step on, drawn per trace, behind rounds about something else.
+    too; with 'any' all facts from a step on, drawn per trace, behind rounds about something else;
+    with 'base' so over a knowledge base, and in prose as with 'last'.
     With `hard` negatives what does not help over a knowledge base is mostly what a search finds.
     """
 
     parametric: float = 0.25
-    lost: Literal["last", "any"] = "last"
+    lost: Literal["last", "any", "base"] = "last"
     hard: bool = False
+    parametric_prose: float | None = None
+
+    def in_prose(self) -> Manner:
+        """How those end that are told over prose."""
+        share = self.parametric if self.parametric_prose is None else self.parametric_prose
+        return replace(self, parametric=share, lost="any" if self.lost == "any" else "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,8 @@ def tell(
     parametric = draw.random() < manner.parametric
     known = len(story.steps)
     if parametric:
-        known = draw.randrange(known) if manner.lost == "any" else known - 1
-    far = manner.lost == "any"
+        known = known - 1 if manner.lost == "last" else draw.randrange(known)
+    far = manner.lost != "last"
     telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), known, far=far)
     done = 0
     while done < len(story.steps):
