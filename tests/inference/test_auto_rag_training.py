@@ -196,18 +196,14 @@ def test_who_is_lost_over_a_base_only_finds_in_prose_all_but_the_last_fact() -> 
     manner = Manner(parametric=1.0, lost="base", parametric_prose=0.5)
     found = dialogues("auto_rag", load_prompts("auto_rag"), 200, 0, prose(), manner=manner)
     questions = {story["question"] for story in written()}
-    endings: dict[bool, list[str]] = {True: [], False: []}
     recalled: dict[bool, list[int]] = {True: [], False: []}
     for one in found:
-        of_prose = one.question in questions
-        endings[of_prose].append(one.ending)
-        if one.ending == "parametric":
-            golds = {step.gold.text for step in one.story.steps}
-            shown = [text.partition(": ")[2] for text in documents(one)]
-            recalled[of_prose].append(sum(text in golds for text in shown))
-    assert set(endings[False]) == {"parametric"}
-    assert 0.3 < endings[True].count("parametric") / len(endings[True]) < 0.7
-    assert set(recalled[True]) == {1} and set(recalled[False]) == {1, 2, 3}
+        golds = {step.gold.text for step in one.story.steps}
+        shown = [text.partition(": ")[2] for text in documents(one)]
+        told_as = recalled[one.question in questions]
+        told_as.append(sum(t in golds for t in shown) if one.ending == "parametric" else 0)
+    assert set(recalled[True]) == {0, 1} and set(recalled[False]) == {1, 2, 3}
+    assert 0.3 < recalled[True].count(0) / len(recalled[True]) < 0.7
 
 
 def test_most_of_what_is_shown_in_vain_are_hard_negatives() -> None:
