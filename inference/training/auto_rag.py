@@ -18,6 +18,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def dialogues(
         for number, base in enumerate(bases)
         for hops in HOPS
     }
-    stories = of_prose(written(more), prose)
+    stories = of_prose(written(more), prose, hard=manner.hard_prose)
     found = []
     for _ in range(count):
         how = manner
@@ -200,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked, supporting = evaluation(given.never)
     prose = prose_of(given.documents, supporting) if given.documents else []
     more = given.more_stories
+    manner = _manner(given)
     told = dialogues(
         given.recipe,
         prompts,
@@ -208,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prose,
         more=more,
         share=given.prose,
-        manner=Manner(given.parametric, given.lost, given.hard_negatives, given.parametric_prose),
+        manner=manner,
     )
     if shared := overlapping((one.question for one in told), asked):
         raise InferenceInputError(
@@ -233,10 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "prose_passages": len(prose),
         "more_stories": more,
         "prose": given.prose,
-        "parametric": given.parametric,
-        "parametric_prose": given.parametric_prose,
-        "lost": given.lost,
-        "hard": given.hard_negatives,
+        **asdict(manner),
         "evaluation_questions_kept_out": len(asked),
     }
     train_adapter(
@@ -273,14 +272,29 @@ def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--parametric", type=_share, default=Manner().parametric, help="share ending in memory"
     )
     parser.add_argument("--parametric-prose", type=_share, help="share of those told over prose")
+    parser.add_argument(
+        "--missed-prose", type=_share, help="share of steps over prose that are missed once first"
+    )
     parser.add_argument("--lost", choices=["last", "any", "base"], default=Manner().lost)
     parser.add_argument(
         "--hard-negatives",
         action="store_true",
         help="look-alikes over the base: what a search finds",
     )
+    parser.add_argument("--hard-prose", action="store_true", help="the same over prose")
     parser.add_argument("--start", type=Path, help="adapter to go on from")
     return parser.parse_args(arguments)
+
+
+def _manner(given: argparse.Namespace) -> Manner:
+    return Manner(
+        given.parametric,
+        given.lost,
+        given.hard_negatives,
+        given.hard_prose,
+        given.parametric_prose,
+        missed_prose=given.missed_prose,
+    )
 
 
 def _share(text: str) -> float:

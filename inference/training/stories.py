@@ -11,16 +11,18 @@ import random
 import re
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
 from heapq import nlargest
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from inference.training.hops import Base, Fact, Question, once, words
 from inference.training.seeds import Passage
+
+T = TypeVar("T")
 
 STORIES = Path(__file__).with_name("stories")
 
@@ -98,29 +100,41 @@ def of_base(base: Base, one: Question, draw: random.Random, *, hard: bool = Fals
     return Story(one.text, tuple(steps), steps[-1].tail)
 
 
-def of_prose(stories: Sequence[Mapping[str, Any]], prose: Sequence[Passage]) -> list[Story]:
-    """Stories as `written` gives them; near a step are the texts of others, and `prose`."""
+def of_prose(
+    stories: Sequence[Mapping[str, Any]], prose: Sequence[Passage], *, hard: bool = False
+) -> list[Story]:
+    """Stories as `written` gives them; near a step are the texts of others, and `prose`.
+
+    With `hard` negatives those look alike too that share most words with what is asked, less
+    those that hold what is found.
+    """
     golds = [[_written(step) for step in story["step"]] for story in stories]
+    every = [*(one for row in golds for one in row), *prose] if hard else []
+    search = _Sharing({one: f"{one.title} {one.text}" for one in every})
     found = []
     for at, story in enumerate(stories):
         others = [one for place, row in enumerate(golds) if place != at for one in row]
-        alike = tuple(_written(one) for one in story.get("near", ()))
+        written = [_written(one) for one in story.get("near", ())]
         beside = (*others, *prose)
-        steps = tuple(
-            Step(
-                step["need"],
-                step.get("vague", step["need"]),
-                tuple(step["queries"]),
-                tuple(step["found"]),
-                step["tail"],
-                gold,
-                alike,
-                near=beside,
-                far=beside,
+        steps: list[Step] = []
+        for step, gold in zip(story["step"], golds[at], strict=True):
+            asked = " ".join((*(() if steps else (story["question"],)), *step["queries"][:1]))
+            told = {one for one in every if step["tail"] in one.text}
+            nearest = search.most(asked, without={*golds[at], *told})
+            steps.append(
+                Step(
+                    step["need"],
+                    step.get("vague", step["need"]),
+                    tuple(step["queries"]),
+                    tuple(step["found"]),
+                    step["tail"],
+                    gold,
+                    alike=(*written, *nearest),
+                    near=beside,
+                    far=beside,
+                )
             )
-            for step, gold in zip(story["step"], golds[at], strict=True)
-        )
-        found.append(Story(story["question"], steps, story["answer"], story.get("so")))
+        found.append(Story(story["question"], tuple(steps), story["answer"], story.get("so")))
     return found
 
 
@@ -160,15 +174,10 @@ def _hard(base: Base, fact: Fact, asked: str, gold: set[str]) -> list[str]:
     documents have them.
     """
     free = {
-        name: _words(f"{name} {text}")
+        name: f"{name} {text}"
         for name, text in sorted(base.documents.items())
         if name not in gold and not _names(base, name, fact.head)
     }
-    having = Counter(word for those in free.values() for word in those)
-    sought = sorted(_words(asked) & having.keys())
-
-    def shared(name: str) -> float:
-        return sum(math.log(len(free) / having[word]) for word in sought if word in free[name])
 
     def alike(name: str) -> float:
         subject = name.rpartition(" ")[0]
@@ -176,8 +185,26 @@ def _hard(base: Base, fact: Fact, asked: str, gold: set[str]) -> list[str]:
 
     _, kin = _neighbours(base)
     related = sorted(free.keys() & set(kin[fact.relation]))
-    found = [*nlargest(NEGATIVES, related, alike), *nlargest(NEGATIVES, free, shared)]
+    found = [*nlargest(NEGATIVES, related, alike), *_Sharing(free).most(asked)]
     return list(dict.fromkeys(found))
+
+
+class _Sharing(Generic[T]):
+    """Texts by name, and which of them share most words with others."""
+
+    def __init__(self, texts: Mapping[T, str]) -> None:
+        self._words = {name: _words(text) for name, text in texts.items()}
+        having = Counter(word for those in self._words.values() for word in those)
+        self._weights = {word: math.log(len(texts) / many) for word, many in having.items()}
+
+    def most(self, asked: str, without: Collection[T] = ()) -> list[T]:
+        """The NEGATIVES names whose texts share most with `asked`, rare words counting for more."""
+        sought = sorted(_words(asked) & self._weights.keys())
+
+        def shared(name: T) -> float:
+            return sum(self._weights[word] for word in sought if word in self._words[name])
+
+        return nlargest(NEGATIVES, (name for name in self._words if name not in without), shared)
 
 
 def _names(base: Base, document: str, entity: str) -> bool:

@@ -50,18 +50,28 @@ class Manner:
     With `lost` 'last' only the last fact comes from there, behind rounds that show look-alikes
     too; with 'any' all facts from a step on, drawn per trace, behind rounds about something else;
     with 'base' so over a knowledge base, and in prose as with 'last'.
-    With `hard` negatives what does not help over a knowledge base is mostly what a search finds.
+    With `hard` negatives what does not help over a knowledge base is mostly what a search finds;
+    with `hard_prose` what a search finds is among what does not help in prose.
+    `missed` is how often a step is searched for once in vain; None is as in MISSES.
     """
 
     parametric: float = 0.25
     lost: Literal["last", "any", "base"] = "last"
     hard: bool = False
+    hard_prose: bool = False
     parametric_prose: float | None = None
+    missed: float | None = None
+    missed_prose: float | None = None
 
     def in_prose(self) -> Manner:
-        """How those end that are told over prose."""
+        """The manner of those that are told over prose."""
         share = self.parametric if self.parametric_prose is None else self.parametric_prose
-        return replace(self, parametric=share, lost="any" if self.lost == "any" else "last")
+        lost: Literal["last", "any"] = "any" if self.lost == "any" else "last"
+        return replace(self, parametric=share, lost=lost, missed=self.missed_prose)
+
+    def misses(self, draw: random.Random) -> int:
+        """Rounds without a use before a step is found."""
+        return draw.choice(MISSES) if self.missed is None else int(draw.random() < self.missed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +112,7 @@ def tell(
     known = len(story.steps)
     if parametric:
         known = known - 1 if manner.lost == "last" else draw.randrange(known)
-    far = manner.lost != "last"
-    telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), known, far=far)
+    telling = _Telling(story, prompts, draw, draw.choice(PASSAGES), known, manner)
     done = 0
     while done < len(story.steps):
         done += telling.find(done)
@@ -115,8 +124,7 @@ def tell(
 class _Telling:
     """A dialogue as it grows: what was said so far, and what the next turn begins with.
 
-    Only the first `known` steps are found by searching, the others are recalled; with `far` the
-    rounds before show only what is about something else.
+    Only the first `known` steps are found by searching, the others are recalled.
     """
 
     def __init__(
@@ -126,8 +134,7 @@ class _Telling:
         draw: random.Random,
         width: int,
         known: int,
-        *,
-        far: bool,
+        manner: Manner,
     ) -> None:
         self.messages = [
             Message("system", prompts["system"]),
@@ -135,7 +142,7 @@ class _Telling:
         ]
         self.misses = self.joined = 0
         self._story, self._prompts, self._draw = story, prompts, draw
-        self._width, self._known, self._far = width, known, far
+        self._width, self._known, self._manner = width, known, manner
         self._thought = plan(story, draw)
         self._shown = {step.gold for step in story.steps}
         self._number = 0
@@ -146,11 +153,14 @@ class _Telling:
         step = story.steps[place]
         recalled = place >= self._known
         # Whoever recalls one step recalls the next ones too, and searches no more.
-        wrong = 0 if place > self._known else draw.choice(LOST if recalled else MISSES)
+        if place > self._known:
+            wrong = 0
+        else:
+            wrong = draw.choice(LOST) if recalled else self._manner.misses(draw)
         queries = _queries(story, place, wrong + 1, draw)
         for query in queries[:-1]:
             self._ask(query)
-            lost = recalled and self._far
+            lost = recalled and self._manner.lost != "last"
             self._show(self._elsewhere(step) if lost else self._unseen(step, self._width))
             self.misses += 1
             self._thought += _worded("nothing", draw, need=step.need)

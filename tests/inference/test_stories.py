@@ -103,3 +103,26 @@ def test_hard_negatives_are_what_searches_find_but_what_helps() -> None:
         found += sum(base.documents[name] in negatives for name in best)
         assert all(step.alike == () for step in of_base(base, question, draw).steps)
     assert found / wanted > 0.6
+
+
+def test_hard_negatives_in_prose_too() -> None:
+    stories = of_prose(STORIES, (), hard=True)
+    passages = list({step.gold for story in stories for step in story.steps})
+    engine = bm25s.BM25()
+    text = [f"{one.title} {one.text}" for one in passages]
+    engine.index(bm25s.tokenize(text, show_progress=False), show_progress=False)
+    found = wanted = 0
+    for row, story in list(zip(STORIES, stories, strict=True))[::7]:
+        own = {one.gold for one in story.steps}
+        for step in story.steps:
+            negatives = step.alike[len(row.get("near", ())) :]
+            assert len(negatives) == NEGATIVES and not own & set(negatives)
+            assert not any(step.tail in one.text for one in negatives)
+        first = story.steps[0]
+        asked = bm25s.tokenize([f"{story.question} {first.queries[0]}"], show_progress=False)
+        places = engine.retrieve(asked, k=20, show_progress=False).documents[0]
+        best = [one for one in (passages[p] for p in places) if one not in own]
+        best = [one for one in best if first.tail not in one.text][:3]
+        wanted += len(best)
+        found += len({*best} & {*first.alike})
+    assert found / wanted > 0.6
