@@ -288,11 +288,11 @@ def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _manner(given: argparse.Namespace) -> Manner:
     return Manner(
-        given.parametric,
-        given.lost,
-        given.hard_negatives,
-        given.hard_prose,
-        given.parametric_prose,
+        parametric=given.parametric,
+        lost=given.lost,
+        hard=given.hard_negatives,
+        hard_prose=given.hard_prose,
+        parametric_prose=given.parametric_prose,
         missed_prose=given.missed_prose,
     )
 

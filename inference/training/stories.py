@@ -81,7 +81,8 @@ def of_base(base: Base, one: Question, draw: random.Random, *, hard: bool = Fals
         near = _near(base, fact, gold, draw)
         far = [name for name in near if not _names(base, name, fact.head)]
         page = _page(fact, near, draw) if paged else [fact.document]
-        asked = " ".join((*(() if steps else (one.text,)), texts["ask"][0].format(x=fact.head)))
+        ask = texts["ask"][0].format(x=fact.head)
+        asked = ask if steps else f"{one.text} {ask}"
         negatives = _hard(base, fact, asked, gold) if hard else []
         alike = tuple(_passage(base, [name], numbered) for name in negatives)
         steps.append(
@@ -114,11 +115,12 @@ def of_prose(
     found = []
     for at, story in enumerate(stories):
         others = [one for place, row in enumerate(golds) if place != at for one in row]
-        written = [_written(one) for one in story.get("near", ())]
+        alike = [_written(one) for one in story.get("near", ())]
         beside = (*others, *prose)
         steps: list[Step] = []
         for step, gold in zip(story["step"], golds[at], strict=True):
-            asked = " ".join((*(() if steps else (story["question"],)), *step["queries"][:1]))
+            ask = step["queries"][0]
+            asked = ask if steps else f"{story['question']} {ask}"
             told = {one for one in every if step["tail"] in one.text}
             nearest = search.most(asked, without={*golds[at], *told})
             steps.append(
@@ -129,7 +131,7 @@ def of_prose(
                     tuple(step["found"]),
                     step["tail"],
                     gold,
-                    alike=(*written, *nearest),
+                    alike=(*alike, *nearest),
                     near=beside,
                     far=beside,
                 )
@@ -194,15 +196,15 @@ class _Sharing(Generic[T]):
 
     def __init__(self, texts: Mapping[T, str]) -> None:
         self._words = {name: _words(text) for name, text in texts.items()}
-        having = Counter(word for those in self._words.values() for word in those)
-        self._weights = {word: math.log(len(texts) / many) for word, many in having.items()}
+        self._having = Counter(word for those in self._words.values() for word in those)
 
     def most(self, asked: str, without: Collection[T] = ()) -> list[T]:
         """The NEGATIVES names whose texts share most with `asked`, rare words counting for more."""
-        sought = sorted(_words(asked) & self._weights.keys())
+        sought = sorted(_words(asked) & self._having.keys())
+        weights = {word: math.log(len(self._words) / self._having[word]) for word in sought}
 
         def shared(name: T) -> float:
-            return sum(self._weights[word] for word in sought if word in self._words[name])
+            return sum(weights[word] for word in sought if word in self._words[name])
 
         return nlargest(NEGATIVES, (name for name in self._words if name not in without), shared)
 
